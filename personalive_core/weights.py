@@ -300,14 +300,16 @@ def _is_converted(path: Path, keys: set[str]) -> bool:
 
 
 def _cast(path: Path, state_dict: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    limit = torch.finfo(dtype).max
     cast = {}
     for key, value in state_dict.items():
-        cast[key] = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
-        if not cast[key].isfinite().all():
+        low, high = value.aminmax()
+        if not (-limit <= low and high <= limit):  # also for NaN
             raise InputError(
-                f"{key} in {path} holds values that {dtype} cannot (up to {value.abs().max():.3g}): use the file as it "
-                "is, without converting."
+                f"{key} in {path} goes from {low:.3g} to {high:.3g}, which {dtype} cannot hold: use the file as it is, "
+                "without converting."
             )
+        cast[key] = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
     return cast
 
 

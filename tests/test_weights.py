@@ -277,9 +277,10 @@ def test_convert_writes_nothing_of_a_set_that_does_not_fit(six, tmp_path):
     assert not (tmp_path / "to").exists()
 
 
-def test_convert_refuses_values_beyond_float16(six, tmp_path):
-    write(six.folder, "pose_guider", **{"conv.bias": torch.full((3,), 1e5)})
-    with pytest.raises(InputError, match=r"conv\.bias in .*pose_guider\.pth .*1e\+05"):
+@pytest.mark.parametrize("value", [1e5, -1e5, float("nan")])
+def test_convert_refuses_values_that_float16_cannot_hold(six, tmp_path, value):
+    write(six.folder, "pose_guider", **{"conv.bias": torch.tensor([0, value, 0])})
+    with pytest.raises(InputError, match=r"conv\.bias in .*pose_guider\.pth goes from"):
         convert(six, tmp_path / "to")
     assert not (tmp_path / "to/pose_guider.safetensors").exists()
 
