@@ -1,0 +1,115 @@
+"""The denoising UNet: predicts the noise of a window of frames, each at its own noise level."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..attention import Attention, pytorch_attention
+from ..config import UNetConfig
+from .reference_unet import ReferenceFeatures
+from .spatial import KeysValues, Level, SpatialBlock, UNet
+from .temporal import MotionModule, TemporalModule
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What depends on the reference (and its keyframes) alone, computed once and used in every window.
+
+    Both by path of the spatial transformer block. `cross` (1, 1, C) is what the cross-attention to the single image
+    embedding adds; `keys_values` are those of the reference features, keyframes appended along tokens.
+    """
+
+    cross: dict[str, Tensor]
+    keys_values: dict[str, KeysValues]
+
+
+class DenoisingUNet(UNet):
+    def __init__(
+        self,
+        config: UNetConfig | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations=nn,
+        attention: Attention = pytorch_attention,
+    ):
+        config = config or UNetConfig()
+        kwargs = dict(dtype=dtype, device=device)
+        shared = dict(attention=attention, operations=operations, **kwargs)
+        super().__init__(config, **shared)
+        for level in (*self.down_blocks, self.mid_block, *self.up_blocks):
+            layers = 1 if level is self.mid_block else len(level.resnets)
+            level.motion_modules = nn.ModuleList(MotionModule(level.channels, config, **shared) for _ in range(layers))
+            level.temporal_modules = nn.ModuleList(
+                TemporalModule(level.channels, config, **shared) for _ in range(layers)
+            )
+        first = config.channels[0]
+        self.conv_norm_out = operations.GroupNorm(config.norm_groups, first, eps=1e-5, **kwargs)
+        self.conv_out = operations.Conv2d(first, config.latent_channels, 3, padding=1, **kwargs)
+
+    def condition(self, image_embeds: Tensor, features: ReferenceFeatures) -> Conditioning:
+        """image embeds (1, 1, 768) and the reference features -> what every window of this reference uses."""
+        cross = {path: block.attn2.single_token(image_embeds) for path, block in self._spatial_blocks()}
+        return Conditioning(cross, self._keys_values(features))
+
+    def add_keyframe(self, conditioning: Conditioning, features: ReferenceFeatures) -> Conditioning:
+        """The same with one more set of features to look at; made with the same image embeds."""
+        old, new = conditioning.keys_values, self._keys_values(features)
+        joined = {path: tuple(torch.cat(pair, 2) for pair in zip(old[path], new[path], strict=True)) for path in old}
+        return Conditioning(conditioning.cross, joined)
+
+    def _spatial_blocks(self) -> list[tuple[str, SpatialBlock]]:
+        return [(path, module) for path, module in self.named_modules() if isinstance(module, SpatialBlock)]
+
+    def _keys_values(self, features: ReferenceFeatures) -> dict[str, KeysValues]:
+        return {path: block.attn1.keys_values(features[path]) for path, block in self._spatial_blocks()}
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        motion_tokens: Tensor,
+        pose_features: Tensor,
+    ) -> Tensor:
+        """Predict the noise of F frames.
+
+        latents (B, 4, F, h, w), timesteps (F,), motion tokens (B, F, 32, 16), pose features (B, 320, F, h, w)
+        -> noise (B, 4, F, h, w). All floating tensors in the network's dtype (model: arXiv 2512.11253).
+        """
+        batch, _, frames, _, _ = latents.shape
+        tokens = rearrange(motion_tokens, "b f t c -> (b f) t c")
+        time = F.silu(self.time_embedding(repeat(timesteps, "f -> (b f)", b=batch), latents.dtype))
+
+        def layer(h: Tensor, level: Level, path: str, j: int) -> Tensor:
+            """What follows a residual block."""
+            if level.attentions:
+                path = f"{path}.attentions.{j}.transformer_blocks.0"
+                h = level.attentions[j](h, conditioning.cross[path], conditioning.keys_values[path])
+            return level.temporal_modules[j](level.motion_modules[j](h, tokens), frames)
+
+        h = self.conv_in(rearrange(latents, "b c f h w -> (b f) c h w"))
+        h = h + rearrange(pose_features, "b c f h w -> (b f) c h w")
+        skips = [h]
+        for i, level in enumerate(self.down_blocks):
+            for j, resnet in enumerate(level.resnets):
+                h = layer(resnet(h, time), level, f"down_blocks.{i}", j)
+                skips.append(h)
+            for downsample in level.downsamplers:
+                h = downsample(h)
+                skips.append(h)
+
+        h = layer(self.mid_block.resnets[0](h, time), self.mid_block, "mid_block", 0)
+        h = self.mid_block.resnets[1](h, time)
+
+        for i, level in enumerate(self.up_blocks):
+            for j, resnet in enumerate(level.resnets):
+                h = layer(resnet(torch.cat([h, skips.pop()], dim=1), time), level, f"up_blocks.{i}", j)
+            for upsample in level.upsamplers:
+                h = upsample(h, skips[-1].shape[-2:])
+
+        noise = self.conv_out(F.silu(self.conv_norm_out(h)))
+        return rearrange(noise, "(b f) c h w -> b c f h w", b=batch)

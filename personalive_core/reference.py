@@ -1,0 +1,39 @@
+"""Everything that the portrait contributes, computed once."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .config import LATENT_SCALE
+from .motion import Motion, extract_motion
+from .networks.motion_encoder import MotionEncoder
+from .networks.motion_extractor import MotionExtractor
+from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A portrait as the networks see it.
+
+    latents (1, 4, h, w) scaled, image embeds (1, 1, 768), the reference UNet's features, the portrait's own motion.
+    """
+
+    latents: Tensor
+    image_embeds: Tensor
+    features: ReferenceFeatures
+    motion: Motion
+
+
+def encode_reference(
+    reference_unet: ReferenceUNet,
+    extractor: MotionExtractor,
+    encoder: MotionEncoder,
+    picture: Tensor,
+    vae_mean: Tensor,
+    image_embeds: Tensor,
+) -> Reference:
+    """picture (1, 3, H, W) in [0, 1], VAE posterior mean (1, 4, H/8, W/8) unscaled, image embeds (1, 1, 768)."""
+    latents = vae_mean.float() * LATENT_SCALE
+    dtype = reference_unet.get_dtype()
+    features = reference_unet(latents.to(dtype), image_embeds.to(dtype))
+    return Reference(latents, image_embeds, features, extract_motion(extractor, encoder, picture))

@@ -1,0 +1,221 @@
+"""The streaming loop: driving motion in, as it comes; finished latents out, three windows later."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .config import CHUNK, PIXELS_PER_LATENT, WARM_UP, WINDOW
+from .denoise import denoise_window
+from .errors import InputError
+from .keyframes import FIRST_WINDOW, KeyframeBank, KeyframeSettings
+from .keypoints import HeadPose, draw_keypoint_map, retarget, transform_keypoints, warm_up_poses
+from .motion import Motion
+from .networks.denoising_unet import Conditioning, DenoisingUNet
+from .networks.pose_guider import PoseGuider
+from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
+from .reference import Reference
+from .schedule import Schedule
+
+FLUSH = WARM_UP  # frames that push the last driving frames out
+
+
+@dataclass
+class StreamState:
+    """All that changes from window to window; made by `Stream.start`, passed to every call, dropped at the end."""
+
+    generator: torch.Generator
+    first_pose: HeadPose  # of the first driving frame
+    latents: Tensor  # (1, 4, 12, h, w) float32, oldest first
+    motion_tokens: Tensor  # (12, 32, 16) float32 on the CPU
+    pose_features: Tensor  # (1, 320, 12, h, w)
+    bank: KeyframeBank
+    keyframes: list[ReferenceFeatures]
+    conditioning: Conditioning  # of the reference and the keyframes
+    recent: Motion  # of the last driving frames, at most 16
+    frames: int = 0  # driving frames taken in
+    window: int = 0  # windows done
+
+    def save(self, path: Path) -> None:
+        """Write all but the conditioning, which follows from the rest; `Stream.resume` reads it."""
+        tensors = {
+            "generator": self.generator.get_state(),
+            "latents": self.latents,
+            "motion_tokens": self.motion_tokens,
+            "pose_features": self.pose_features,
+            "bank": self.bank.tokens,
+            "recent.tokens": self.recent.tokens,
+            "recent.boxes": self.recent.boxes,
+            "counts": torch.tensor([self.frames, self.window, len(self.keyframes)]),
+        }
+        for name, pose in (("first_pose", self.first_pose), ("recent.pose", self.recent.pose)):
+            tensors |= {f"{name}.{key}": value for key, value in vars(pose).items()}
+        for i, features in enumerate(self.keyframes):
+            tensors |= {f"keyframes.{i}.{key}": value for key, value in features.items()}
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, path)
+
+
+def reflected(index: int, frames: int) -> int:
+    """The frame that stands at `index` when `frames` of them are continued by going back and forth."""
+    if frames == 1:
+        return 0
+    index %= 2 * frames - 2
+    return min(index, 2 * frames - 2 - index)
+
+
+class Stream:
+    """One reference with its settings; every stream from it is a `StreamState` of its own."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        *,
+        denoising_unet: DenoisingUNet,
+        reference_unet: ReferenceUNet,
+        pose_guider: PoseGuider,
+        schedule: Schedule,
+        keyframes: KeyframeSettings,
+        device: torch.device | str,
+    ):
+        self.denoising_unet, self.reference_unet, self.pose_guider = denoising_unet, reference_unet, pose_guider
+        self.schedule, self.keyframes = schedule, keyframes
+        self.device, self.dtype = torch.device(device), denoising_unet.get_dtype()
+        self.latents = reference.latents.to(self.device)
+        self.image_embeds = self._to_network(reference.image_embeds)
+        self.motion = reference.motion
+        features = {path: self._to_network(value) for path, value in reference.features.items()}
+        self.conditioning = denoising_unet.condition(self.image_embeds, features)
+
+    def start(self, first: Motion, seed: int) -> StreamState:
+        """Begin with three warm-up chunks between the portrait and `first`, the motion of the first driving frame."""
+        generator = torch.Generator().manual_seed(seed)
+        first = first[:1]
+        weights = torch.arange(WARM_UP)[:, None, None] / WARM_UP
+        return StreamState(
+            generator=generator,
+            first_pose=first.pose,
+            latents=self._noised(generator, self.schedule.warm_up_timesteps()),
+            motion_tokens=torch.lerp(self.motion.tokens, first.tokens, weights),
+            pose_features=self._pose_features(warm_up_poses(self.motion.pose, first.pose)),
+            bank=KeyframeBank(self.motion.tokens),
+            keyframes=[],
+            conditioning=self.conditioning,
+            recent=first[:0],
+        )
+
+    def resume(self, path: Path) -> StreamState:
+        """The state that `StreamState.save` wrote, for the same reference and settings.
+
+        InputError if it was made with another portrait or size.
+        """
+        saved = load_file(path)
+        if not torch.equal(saved["bank"][:1], self.motion.tokens):
+            raise InputError(f"{path} was saved with another portrait: resume it with its own.")
+        if saved["latents"].shape[-2:] != self.latents.shape[-2:]:
+            height, width = (PIXELS_PER_LATENT * side for side in saved["latents"].shape[-2:])
+            raise InputError(f"{path} was saved at {width} x {height}: encode the reference at that size.")
+
+        def group(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+
+        frames, window, keyframes = saved["counts"].tolist()
+        generator = torch.Generator()
+        generator.set_state(saved["generator"])
+        state = StreamState(
+            generator=generator,
+            first_pose=HeadPose(**group("first_pose.")),
+            latents=saved["latents"].to(self.device),
+            motion_tokens=saved["motion_tokens"],
+            pose_features=self._to_network(saved["pose_features"]),
+            bank=KeyframeBank(saved["bank"]),
+            keyframes=[],
+            conditioning=self.conditioning,
+            recent=Motion(HeadPose(**group("recent.pose.")), saved["recent.tokens"], saved["recent.boxes"]),
+            frames=frames,
+            window=window,
+        )
+        for i in range(keyframes):
+            self._add_keyframe(state, {path: self._to_network(v) for path, v in group(f"keyframes.{i}.").items()})
+        return state
+
+    def push(self, state: StreamState, motion: Motion) -> Iterator[Tensor]:
+        """Take in any number of driving frames -> each finished chunk (1, 4, 4, h, w), scaled latents in float32.
+
+        Warm-up frames are left out. Frames that do not fill a chunk wait for the next call.
+        """
+        while len(motion):
+            count = CHUNK - state.frames % CHUNK
+            state.recent = Motion.cat([state.recent, motion[:count]])[-WINDOW:]
+            state.frames += len(motion[:count])
+            motion = motion[count:]
+            if state.frames % CHUNK == 0:
+                chunk = self.step(state, state.recent[-CHUNK:])
+                if state.window > WARM_UP // CHUNK:
+                    yield chunk
+
+    def flush(self, state: StreamState) -> Iterator[Tensor]:
+        """After the last driving frame: the frames still inside, (1, 4, up to 4, h, w) each. The state is used up."""
+        frames = state.frames
+        begun = state.recent[len(state.recent) - frames % CHUNK :]
+        known = frames - len(state.recent)  # the driving index of the oldest that is still known
+        total = -(-frames // CHUNK) * CHUNK + FLUSH
+        filling = state.recent[[reflected(j, frames) - known for j in range(frames, total)]]
+        rest = Motion.cat([begun, filling])
+        while len(rest):
+            chunk = self.step(state, rest[:CHUNK])
+            rest = rest[CHUNK:]
+            left = frames - CHUNK * (state.window - 1 - WARM_UP // CHUNK)
+            if state.window > WARM_UP // CHUNK:
+                yield chunk[:, :, :left]
+
+    def step(self, state: StreamState, motion: Motion) -> Tensor:
+        """One window with the motion of four new frames -> the finished oldest chunk (1, 4, 4, h, w).
+
+        The first three windows give warm-up frames, which a live stream may show.
+        """
+        newest = self._noised(state.generator, self.schedule.timesteps(0)[-CHUNK:])
+        poses = retarget(self.motion.pose, motion.pose, state.first_pose)
+        latents = torch.cat([state.latents, newest], dim=2)
+        motion_tokens = torch.cat([state.motion_tokens, motion.tokens])
+        pose_features = torch.cat([state.pose_features, self._pose_features(poses)], dim=2)
+
+        latents = denoise_window(
+            self.denoising_unet,
+            self.schedule,
+            latents,
+            state.conditioning,
+            self._to_network(motion_tokens[None]),
+            pose_features,
+        )
+        is_new = state.window >= FIRST_WINDOW and state.bank.admit(motion_tokens[0], self.keyframes.threshold)
+        if is_new and len(state.keyframes) < self.keyframes.limit:
+            oldest = self._to_network(latents[:, :, 0])
+            self._add_keyframe(state, self.reference_unet(oldest, self.image_embeds))
+
+        state.latents = latents[:, :, CHUNK:]
+        state.motion_tokens = motion_tokens[CHUNK:]
+        state.pose_features = pose_features[:, :, CHUNK:]
+        state.window += 1
+        return latents[:, :, :CHUNK]
+
+    def _add_keyframe(self, state: StreamState, features: ReferenceFeatures) -> None:
+        state.keyframes.append(features)
+        state.conditioning = self.denoising_unet.add_keyframe(state.conditioning, features)
+
+    def _noised(self, generator: torch.Generator, timesteps: Tensor) -> Tensor:
+        """The reference latents at F noise levels, (1, 4, F, h, w)."""
+        _, channels, height, width = self.latents.shape
+        noise = torch.randn((1, channels, len(timesteps), height, width), generator=generator)
+        return self.schedule.add_noise(self.latents[:, :, None], noise.to(self.device), timesteps)
+
+    def _pose_features(self, poses: HeadPose) -> Tensor:
+        """F head poses -> (1, 320, F, h, w)."""
+        height, width = (PIXELS_PER_LATENT * side for side in self.latents.shape[-2:])
+        keypoint_map = draw_keypoint_map(transform_keypoints(poses), height, width)
+        return self.pose_guider(self._to_network(keypoint_map))
+
+    def _to_network(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.dtype)

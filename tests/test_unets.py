@@ -1,0 +1,103 @@
+"""Reference UNet and denoising UNet against the recorded outputs of the published networks."""
+
+import copy
+import os
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from personalive_core.config import UNetConfig
+from personalive_core.networks.denoising_unet import DenoisingUNet
+from personalive_core.networks.reference_unet import ReferenceUNet
+from personalive_core.networks.spatial import SpatialBlock
+from personalive_core.seeded import normal
+from tiny import UNET, error, golden, manifest, state_dict_shapes, unets
+
+
+@torch.inference_mode()
+def errors(name: str, config: UNetConfig, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """Every output of a golden file -> its error. The expected values stay in float32."""
+    g = golden(name)
+    reference_unet, denoising_unet = (copy.deepcopy(network).to(device, dtype) for network in unets(config))
+    latents, timesteps, image_embeds, tokens = (
+        g[key].to(device, dtype if g[key].is_floating_point() else None)
+        for key in ("latents", "timesteps", "image_embeds", "motion_tokens")
+    )
+    pose_features = normal(f"in/{name}/p", 1, config.channels[0], 16, 8, 8).to(device, dtype)
+
+    found = {}
+    features = reference_unet(g["reference_latents"].to(device, dtype), image_embeds)
+    found |= {f"reference_features.{path}": value for path, value in features.items()}
+    conditioning = denoising_unet.condition(image_embeds, features)
+    found["noise_pred"] = denoising_unet(latents, timesteps, conditioning, tokens, pose_features)
+    for i, key in enumerate(("noise_pred_1_keyframe", "noise_pred_2_keyframes")):
+        keyframe = reference_unet(g["keyframe_latents"][i : i + 1].to(device, dtype), image_embeds)
+        conditioning = denoising_unet.add_keyframe(conditioning, keyframe)
+        found[key] = denoising_unet(latents, timesteps, conditioning, tokens, pose_features)
+
+    expected = {key for key in g if key.startswith(("reference_features", "noise_pred"))}
+    assert set(found) == expected
+    return {key: error(found[key].float().cpu(), g[key]) for key in expected}
+
+
+def test_tiny_golden():
+    assert max(errors("unets_tiny", UNET).values()) < 1e-5
+
+
+@pytest.mark.slow
+def test_full_golden():
+    torch.set_num_threads(os.cpu_count())
+    assert max(errors("unets_full", UNetConfig()).values()) < 1e-5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("dtype, bar", [(torch.float16, 1e-2), (torch.bfloat16, 3e-2)])
+def test_full_golden_in_half_precision(dtype: torch.dtype, bar: float):
+    assert max(errors("unets_full", UNetConfig(), "cuda", dtype).values()) < bar
+
+
+def test_state_dicts_are_the_checkpoints():
+    assert state_dict_shapes(ReferenceUNet(device="meta")) == manifest("reference_unet")
+    merged = manifest("denoising_unet") | manifest("temporal_module")
+    weights = {key: shape for key, shape in merged.items() if not key.endswith("pos_encoder.pe")}
+    assert state_dict_shapes(DenoisingUNet(device="meta")) == weights
+
+
+def test_image_cross_attention_is_the_same_for_every_query():
+    block: SpatialBlock = unets()[1].mid_block.attentions[0].transformer_blocks[0]
+    queries, image_embeds = normal("queries", 1, 9, 128), normal("image_embeds", 1, 1, 24)
+    plain = block.attn2(block.norm2(queries), image_embeds)
+    assert error(block.attn2.single_token(image_embeds).expand_as(plain), plain) < 1e-6
+
+
+def test_kept_keys_and_values_equal_attention_over_joined_tokens():
+    attn1 = unets()[1].mid_block.attentions[0].transformer_blocks[0].attn1
+    own, reference, keyframe = (normal(tag, frames, 9, 128) for tag, frames in (("o", 16), ("r", 1), ("k", 1)))
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (attn1.heads, -1)).transpose(1, 2)
+
+    joined = torch.cat([own, reference.expand(16, -1, -1), keyframe.expand(16, -1, -1)], dim=1)
+    plain = F.scaled_dot_product_attention(
+        *(heads(x) for x in (attn1.to_q(own), attn1.to_k(joined), attn1.to_v(joined)))
+    )
+    kept = [torch.cat(pair, 2) for pair in zip(attn1.keys_values(reference), attn1.keys_values(keyframe), strict=True)]
+    assert error(attn1(own, own, tuple(kept)), attn1.to_out[0](plain.transpose(1, 2).flatten(2))) < 1e-6
+
+
+@pytest.mark.parametrize("height, width", [(17, 23), (12, 18)])
+def test_latent_sizes_that_do_not_halve_evenly(height: int, width: int):
+    reference_unet, denoising_unet = unets()
+    image_embeds = normal("e", 1, 1, 24)
+    features = reference_unet(normal("r", 1, 4, height, width), image_embeds)
+    noise = denoising_unet(
+        normal("x", 1, 4, 16, height, width),
+        torch.zeros(16, dtype=torch.long),
+        denoising_unet.condition(image_embeds, features),
+        normal("m", 1, 16, 32, 16),
+        normal("p", 1, 32, 16, height, width),
+    )
+    assert noise.shape == (1, 4, 16, height, width)
+    assert noise.isfinite().all()
