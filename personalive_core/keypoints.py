@@ -1,0 +1,170 @@
+"""Head poses, the keypoints they give, and what is made from keypoints: the keypoint map and the face crops.
+
+Plain functions on float32 tensors of any device. The face boxes and the crops count pixels end-exclusive, as slices
+do: a box x1, y1, x2, y2 takes columns x1 .. x2 - 1 and rows y1 .. y2 - 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .config import WARM_UP
+
+DOTS = {  # keypoint -> its colour in the keypoint map
+    1: (1, 0, 0),
+    2: (1, 1, 0),
+    3: (0, 1, 0),
+    4: (0, 1, 1),
+    12: (0, 0, 1),
+    15: (1, 0, 1),
+    20: (1, 0, 85 / 255),
+}
+DOT_RADIUS = 4  # pixels, at every output size
+BOX_GRID = 512  # face boxes are found on a picture of this width and height, whatever the frame's
+TRANSLATION_GAIN = 0.5  # how much of the driver's movement the portrait takes
+
+
+@dataclass(frozen=True, eq=False)
+class HeadPose:
+    """The head in each of F frames; float32."""
+
+    angles: Tensor  # (F, 3) pitch, yaw, roll in degrees
+    translation: Tensor  # (F, 3)
+    scale: Tensor  # (F, 1)
+    keypoints: Tensor  # (F, 21, 3) canonical: before rotation, scale and translation
+
+    def __len__(self) -> int:
+        return len(self.angles)
+
+    def __getitem__(self, frames: slice | list[int]) -> "HeadPose":
+        return HeadPose(*(x[frames] for x in vars(self).values()))
+
+    def to(self, device: torch.device | str) -> "HeadPose":
+        return HeadPose(*(x.to(device) for x in vars(self).values()))
+
+    @staticmethod
+    def cat(poses: Sequence["HeadPose"]) -> "HeadPose":
+        """The frames of all poses, one after the other."""
+        return HeadPose(*(torch.cat(x) for x in zip(*(vars(pose).values() for pose in poses), strict=True)))
+
+
+def _rotate(a: Tensor, b: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns the axis a towards the axis b."""
+    cos, sin = angle.cos(), angle.sin()
+    return cos * a - sin * b, sin * a + cos * b
+
+
+def transform_keypoints(pose: HeadPose) -> Tensor:
+    """Rotated, scaled and moved keypoints (F, 21, 3): x and y in image coordinates, [-1, 1] over the picture.
+
+    Canonical keypoints @ (Rz(roll) Ry(yaw) Rx(pitch))^T, right-handed, one axis after the other: keypoints are cut to
+    whole pixels later, and a matrix product may run in TF32.
+    """
+    pitch, yaw, roll = pose.angles.deg2rad()[:, None].unbind(-1)  # each (F, 1)
+    x, y, z = pose.keypoints.unbind(-1)  # each (F, 21)
+    y, z = _rotate(y, z, pitch)
+    z, x = _rotate(z, x, yaw)
+    x, y = _rotate(x, y, roll)
+    shift_x, shift_y, _ = pose.translation[:, None].unbind(-1)  # the depth is not moved
+    return torch.stack([x * pose.scale + shift_x, y * pose.scale + shift_y, z * pose.scale], dim=-1)
+
+
+def retarget(reference: HeadPose, driving: HeadPose, first: HeadPose) -> HeadPose:
+    """The portrait's head with the driver's movement, for the F frames of `driving`.
+
+    `reference` is the portrait's pose and `first` that of the first driving frame, one frame each. Keypoints and scale
+    stay the portrait's, angles are the driver's, and the translation follows the driver's change since `first`.
+    """
+    frames = len(driving)
+    return HeadPose(
+        angles=driving.angles,
+        translation=reference.translation + TRANSLATION_GAIN * (driving.translation - first.translation),
+        scale=reference.scale.expand(frames, -1),
+        keypoints=reference.keypoints.expand(frames, -1, -1),
+    )
+
+
+def warm_up_poses(reference: HeadPose, first: HeadPose) -> HeadPose:
+    """The 12 poses before the first driving frame: the angles go from the portrait's (pose 0 is its own) to `first`'s.
+
+    Both poses are of one frame. Translation, scale and keypoints stay the portrait's.
+    """
+    weights = torch.arange(WARM_UP, device=reference.angles.device)[:, None] / WARM_UP
+    return HeadPose(
+        angles=reference.angles + weights * (first.angles - reference.angles),
+        translation=reference.translation.expand(WARM_UP, -1),
+        scale=reference.scale.expand(WARM_UP, -1),
+        keypoints=reference.keypoints.expand(WARM_UP, -1, -1),
+    )
+
+
+def _dot_pixels(keypoints: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Columns and rows of the seven dots, each (F, 7), whole numbers in float32."""
+    x, y = (torch.stack([keypoints[:, dot, axis] for dot in DOTS], dim=-1).float() for axis in (0, 1))
+    return ((x / 2 + 0.5) * width).trunc(), ((y / 2 + 0.5) * height).trunc()
+
+
+def draw_keypoint_map(keypoints: Tensor, height: int, width: int) -> Tensor:
+    """Seven coloured discs on black, added where they overlap: (1, 3, F, height, width) in [0, 1], float32.
+
+    keypoints: (F, 21, 3) in image coordinates, on whose device it is drawn. What lies outside, or is not finite, is
+    not drawn.
+    """
+    x, y = _dot_pixels(keypoints, height, width)
+    columns = (torch.arange(width, device=x.device) - x[..., None]) ** 2  # (F, 7, width)
+    rows = (torch.arange(height, device=x.device) - y[..., None]) ** 2  # (F, 7, height)
+    picture = torch.zeros(3, len(keypoints), height, width, device=x.device)
+    for dot, colour in enumerate(DOTS.values()):
+        disc = rows[:, dot, :, None] + columns[:, dot, None, :] <= DOT_RADIUS**2
+        for channel, value in enumerate(colour):
+            if value > 0:
+                picture[channel] += value * disc
+    return picture.clamp_(max=1)[None]
+
+
+def face_boxes(keypoints: Tensor) -> Tensor:
+    """The square around each face, cut at the picture's border: (F, 4) int64 x1, y1, x2, y2 on a grid of 512 x 512.
+
+    keypoints: (F, 21, 3) of the frames themselves, in image coordinates. A face outside the picture, or keypoints that
+    are not finite, give an empty box (x2 <= x1 or y2 <= y1): see `fill_empty_boxes`.
+    """
+    x, y = _dot_pixels(keypoints, BOX_GRID, BOX_GRID)
+    center = torch.stack([x.mean(-1), y.mean(-1)], dim=-1)
+    side = 2 * 1.7 * (center[:, 1:] - y.min(-1, keepdim=True).values)
+    boxes = torch.cat([center - 0.475 * side, center + 0.525 * side], dim=-1)
+    boxes = torch.where(boxes.isfinite().all(-1, keepdim=True), boxes, 0)
+    return boxes.clamp(0, BOX_GRID - 1).long()
+
+
+def fill_empty_boxes(boxes: Tensor, previous: Tensor | None) -> Tensor:
+    """Boxes (F, 4) where each empty one is replaced by the last good one before it.
+
+    `previous` (4,) is the filled box of the frame before these; None at the start, where the whole picture is taken.
+    """
+    if previous is None:
+        previous = torch.zeros_like(boxes[0])
+        previous[2:] = BOX_GRID
+    is_good = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    numbers = torch.arange(1, len(boxes) + 1, device=boxes.device)
+    last_good = torch.where(is_good, numbers, 0).cummax(0).values
+    return torch.cat([previous[None], boxes])[last_good]
+
+
+def crop_faces(frames: Tensor, boxes: Tensor, size: int = 224) -> Tensor:
+    """Face crops (F, 3, size, size) in [-1, 1] for the motion encoder.
+
+    frames: (F, 3, height, width) in [0, 1], any size; boxes: (F, 4) on the grid of 512 x 512, none empty. The box is
+    stretched to the frame's size, rounded outwards so that it stays non-empty, and resized bilinearly: no antialiasing,
+    corners not aligned.
+    """
+    height, width = frames.shape[-2:]
+    crops = []
+    for frame, (x1, y1, x2, y2) in zip(frames, boxes.tolist(), strict=True):
+        rows = slice(y1 * height // BOX_GRID, -(-y2 * height // BOX_GRID))
+        columns = slice(x1 * width // BOX_GRID, -(-x2 * width // BOX_GRID))
+        crop = frame[None, :, rows, columns]
+        crops.append(F.interpolate(crop, size=(size, size), mode="bilinear", align_corners=False))
+    return torch.cat(crops) * 2 - 1
