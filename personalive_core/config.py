@@ -1,6 +1,10 @@
 """The published sizes (arXiv 2512.11253 and its checkpoints), one frozen dataclass a network."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from .errors import InputError
 
 CHUNK = 4  # frames at one noise level
 WINDOW = 16  # frames the denoising UNet sees at once: four chunks
@@ -69,3 +73,23 @@ class ModelConfig:
     motion_encoder: MotionEncoderConfig = field(default_factory=MotionEncoderConfig)
     motion_extractor: MotionExtractorConfig = field(default_factory=MotionExtractorConfig)
     pose_guider: PoseGuiderConfig = field(default_factory=PoseGuiderConfig)
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelConfig":
+        """What `write` wrote; anything the file leaves out has its published size. InputError if it is not that."""
+        try:
+            given = json.loads(path.read_text())
+            networks = {f.name: f.default_factory for f in fields(cls)}
+            return cls(**{name: networks[name](**_tuples(sizes)) for name, sizes in given.items()})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{path} does not hold the sizes of a model ({error}): remove it or write it anew."
+            ) from error
+
+
+def _tuples(sizes: dict) -> dict:
+    """JSON has lists only; frozen sizes are tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in sizes.items()}

@@ -54,7 +54,8 @@ def check_size(width: int, height: int) -> None:
         if value < MINIMUM_SIDE or value % PIXELS_PER_LATENT:
             nearest = max(MINIMUM_SIDE, round(value / PIXELS_PER_LATENT) * PIXELS_PER_LATENT)
             raise InputError(
-                f"{side} is {value}, but must be a multiple of {PIXELS_PER_LATENT} from {MINIMUM_SIDE} up: try {nearest}."
+                f"{side} is {value}, but must be a multiple of {PIXELS_PER_LATENT}, at least {MINIMUM_SIDE}: "
+                f"try {nearest}."
             )
 
 
@@ -74,10 +75,11 @@ class Pipeline:
     @classmethod
     def load(cls, weights: WeightFiles, device: str = "auto", dtype: str = "auto") -> "Pipeline":
         """InputError where a file is missing or not what it should be."""
-        target, precision = pick_device(device), pick_dtype(dtype, pick_device(device))
+        target = pick_device(device)
+        precision = pick_dtype(dtype, target)
         weights.require()
         networks = {}
-        for name, network in meta_networks().items():
+        for name, network in meta_networks(weights.config).items():
             # The motion extractor's keypoints are rounded to pixels, so it keeps full precision everywhere.
             own = torch.float32 if name == "motion_extractor" else precision
             networks[name] = load_network(network, weights.paths(name)).to(target, own)
@@ -148,7 +150,7 @@ class Pipeline:
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
         """uint8 (F, H, W, 3) -> float32 (F, 3, H, W) in [0, 1]."""
-        return rearrange(torch.from_numpy(frames).to(self.device).float() / 255, "f h w c -> f c h w")
+        return rearrange(torch.tensor(frames, device=self.device).float() / 255, "f h w c -> f c h w")
 
 
 def _clip_pixels(pixels: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ NETWORK_FILES: dict[str, tuple[str, ...]] = {
 
 CHECKPOINTS = tuple(name for names in NETWORK_FILES.values() for name in names)
 
+SIZES_FILE = "sizes.json"
+
 # Where the six files are in a weights folder: flat or as `download` puts them, as the authors' tool has them, as
 # another pack has them in the host's models folder.
 _LAYOUTS = (
@@ -68,6 +70,12 @@ class WeightFiles:
     image_encoder: Path | None  # a folder, as transformers reads it
 
     @property
+    def config(self) -> ModelConfig:
+        """The published sizes, unless a model of other sizes says so in a `sizes.json` beside its checkpoints."""
+        beside = self.pose_guider.with_name(SIZES_FILE) if self.pose_guider else None
+        return ModelConfig.read(beside) if beside and beside.is_file() else ModelConfig()
+
+    @property
     def missing(self) -> tuple[hub.HubFile, ...]:
         """The files to fetch for the parts that are not there."""
         return tuple(
@@ -91,11 +99,11 @@ class WeightFiles:
             )
 
 
-def find_weights(folder: Path) -> WeightFiles:
+def find_weights(folder: Path | str) -> WeightFiles:
     """Looks for the parts in `folder`, in the layouts people have: as `download` makes it, the six files alone, the
     `pretrained_weights` of the authors' tool, that of another pack in a host's models folder. A converted
     `.safetensors` goes before the `.pth` beside it."""
-    folder = folder.absolute()
+    folder = Path(folder).absolute()
     homes = [folder / layout for layout in _LAYOUTS]
     found = {
         name: _first(home / f"{name}{suffix}" for home in homes for suffix in (".safetensors", ".pth"))
@@ -248,16 +256,14 @@ def meta_networks(config: ModelConfig | None = None) -> dict[str, nn.Module]:
     }
 
 
-def convert(
-    source: WeightFiles, target: Path, config: ModelConfig | None = None, progress: hub.Progress | None = None
-) -> None:
+def convert(source: WeightFiles, target: Path, progress: hub.Progress | None = None) -> None:
     """Writes the six checkpoints to `target` as `<name>.safetensors`, checked, without what the model does not use.
 
     In float16, but the motion extractor in float32: its keypoints are rounded to pixels. One file in memory at a
     time; a file gets its name once it is whole, and one that is there and whole stays. InputError: a file is missing,
     does not fit the model or float16, or the disk is too small.
     """
-    networks = meta_networks(config)
+    networks = meta_networks(source.config)
     todo = []
     for network, names in NETWORK_FILES.items():
         paths = source.paths(network)
@@ -278,6 +284,8 @@ def convert(
                 f"{target} has {free / 1e9:.2f} GB free and the converted files need {sum(sizes) / 1e9:.2f} GB: "
                 "free some space or choose another folder."
             )
+        if source.config != ModelConfig():
+            source.config.write(target / SIZES_FILE)
         for i, (name, path, keys) in enumerate(todo):
             state_dict = {key: value for key, value in load_checkpoint(path).items() if key in keys}
             _write(_cast(path, state_dict, _dtype(name)), target / f"{name}.safetensors", path.name)

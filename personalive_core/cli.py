@@ -1,0 +1,225 @@
+"""The command line: `python -m personalive_core`, or `personalive` once installed."""
+
+import argparse
+import logging
+import platform
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from fractions import Fraction
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from . import hub
+from .errors import InputError
+from .schedule import Schedule
+from .weights import convert, find_weights
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = Path("pretrained_weights")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 2 bad input (one sentence on standard error), 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        options.run(options)
+    except InputError as error:
+        log.info("where it came from", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        log.info("where it came from", exc_info=True)
+        print(f"error: the GPU has too little memory ({error}): use a smaller -W and -H.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--verbose", action="store_true", help="say more")
+    weights = argparse.ArgumentParser(add_help=False)
+    weights.add_argument("--weights", type=Path, default=WEIGHTS, metavar="DIR", help="folder of the weights")
+
+    parser = argparse.ArgumentParser(prog="personalive", description="Bring a portrait to life with a driving video.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    animate = commands.add_parser("animate", parents=[common, weights], help="portrait and driving video in, MP4 out")
+    animate.add_argument("--ref_image", type=Path, required=True, help="portrait: a picture of one face")
+    animate.add_argument(
+        "--driving_video", type=Path, required=True, help="video, GIF or picture that gives the motion"
+    )
+    animate.add_argument("-o", "--output", type=Path, help="default: outputs/output_TIMESTAMP.mp4")
+    animate.add_argument("-W", "--width", type=int, default=512)
+    animate.add_argument("-H", "--height", type=int, default=512)
+    animate.add_argument("-L", "--length", type=int, default=100, help="frames at most; 0 for all (default 100)")
+    animate.add_argument("--steps", type=int, default=4, help="denoising steps a frame: 4, 8, 12, ... (default 4)")
+    animate.add_argument("--seed", type=int, default=42)
+    animate.add_argument("--download", action="store_true", help="fetch missing weights first")
+    animate.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu")
+    animate.add_argument("--dtype", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
+    animate.set_defaults(run=_animate)
+
+    download = commands.add_parser("download", parents=[common, weights], help="fetch missing weights (12.1 GB)")
+    download.add_argument("--list", action="store_true", help="only say what is there and what would be fetched")
+    download.set_defaults(run=_download)
+
+    conversion = commands.add_parser(
+        "convert", parents=[common, weights], help="make float16 files that load faster and take half the disk"
+    )
+    conversion.add_argument("-o", "--output", type=Path, help="default: beside the checkpoints")
+    conversion.set_defaults(run=_convert)
+
+    info = commands.add_parser("info", parents=[common, weights], help="versions, device, weights found and missing")
+    info.set_defaults(run=_info)
+
+    demo = commands.add_parser("demo", parents=[common], help="the whole way on the CPU, with nothing downloaded")
+    demo.add_argument("-o", "--output", type=Path, default=Path("outputs/demo.mp4"))
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _animate(options: argparse.Namespace) -> None:
+    from .pictures import fit_picture, read_picture
+    from .standalone import Pipeline, check_size, pick_device
+    from .video import VideoReader, VideoWriter
+
+    if options.length < 0:
+        raise InputError(f"-L is {options.length}, but must be a number of frames, or 0 for all.")
+    Schedule(options.steps)  # refuses other counts before any work
+    check_size(options.width, options.height)
+    pick_device(options.device)
+    portrait = fit_picture(read_picture(options.ref_image), options.width, options.height)
+    output = options.output or Path(f"outputs/output_{datetime.now():%Y%m%d_%H%M%S}.mp4")
+    if output.absolute() in (options.ref_image.absolute(), options.driving_video.absolute()):
+        raise InputError(f"{output} is an input too and would be overwritten: give -o another name.")
+    with (
+        VideoReader(options.driving_video) as driving,
+        VideoWriter(
+            output,
+            options.width,
+            options.height,
+            driving.frame_rate,
+            time_base=driving.time_base,
+            audio_from=options.driving_video if driving.has_audio else None,
+        ) as video,
+    ):
+        if options.download:
+            _fetch(options.weights)
+        pipeline = Pipeline.load(find_weights(options.weights), options.device, options.dtype)
+        reference = pipeline.encode_reference(portrait)
+        times: deque[Fraction] = deque()
+
+        def frames() -> Iterator[np.ndarray]:
+            for frame in islice(driving, options.length or None):
+                times.append(frame.time)
+                yield frame.pixels
+
+        total = min(filter(None, (options.length, driving.frame_count)), default=None)
+        begun, done = time.perf_counter(), 0
+        with (
+            tqdm(total=total, unit="frame") as bar,
+            closing(pipeline.animate(reference, frames(), steps=options.steps, seed=options.seed)) as animated,
+        ):
+            try:
+                for chunk in animated:
+                    for pixels in chunk:
+                        video.write(pixels, times.popleft())
+                    done += len(chunk)
+                    bar.update(len(chunk))
+            except KeyboardInterrupt:
+                print(f"\nstopped after {done} frames{f'; they are in {output}' if done else ''}", file=sys.stderr)
+                raise
+    if driving.problem:
+        print(f"warning: {driving.problem}", file=sys.stderr)
+    print(f"{output}: {done} frames, {done / (time.perf_counter() - begun):.1f} a second{_peak_memory()}")
+
+
+def _peak_memory() -> str:
+    text = ""
+    if torch.cuda.is_available():
+        text += f", peak GPU memory {torch.cuda.max_memory_reserved() / 2**30:.2f} GiB"
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        text += f", peak RAM {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
+    return text
+
+
+@contextmanager
+def _byte_progress() -> Iterator[hub.Progress]:
+    with tqdm(unit="B", unit_scale=True) as bar:
+
+        def update(name: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_description(name, refresh=False)
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def _fetch(folder: Path) -> None:
+    missing = find_weights(folder).missing
+    if missing:
+        with _byte_progress() as progress:
+            hub.download(folder, missing, progress=progress)
+
+
+def _download(options: argparse.Namespace) -> None:
+    missing = find_weights(options.weights).missing
+    print(f"into {options.weights.absolute()}:")
+    for file in hub.FILES:
+        print(f"  {file.size / 1e6:9.1f} MB  {'to fetch' if file in missing else 'there   '}  {file.repo}/{file.path}")
+    print(f"{sum(file.size for file in missing) / 1e9:.2f} GB to fetch")
+    if not options.list:
+        _fetch(options.weights)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    files = find_weights(options.weights)
+    target = options.output or files.paths("pose_guider")[0].parent
+    with _byte_progress() as progress:
+        convert(files, target, progress=progress)
+    if files.paths("pose_guider")[0].parent == target:
+        print(f"{target}: six .safetensors files; they are used from now on, the .pth files may be deleted")
+    else:
+        print(f"{target}: six .safetensors files; put them in the place of the .pth files, or name them with --weights")
+
+
+def _info(options: argparse.Namespace) -> None:
+    names = ("personalive", "torch", "diffusers", "transformers", "av", "einops", "safetensors", "numpy")
+    print(f"Python {platform.python_version()} on {platform.platform()}")
+    for name in names:
+        try:
+            print(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            print(f"{name} is not installed")
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        print(f"GPU: {gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, compute capability {gpu.major}.{gpu.minor}")
+    else:
+        print("GPU: none that PyTorch can use")
+    files = find_weights(options.weights)
+    print(f"weights in {files.folder}:")
+    for part in dict.fromkeys(file.part for file in hub.FILES):
+        print(f"  {part}: {getattr(files, part) or 'missing'}")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .demo import run_demo
+
+    run_demo(options.output)
