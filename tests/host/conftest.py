@@ -1,0 +1,68 @@
+"""Real hosts, each started once. They are ComfyUI checkouts with a `.venv`: COMFYUI_PATH names one or more (separated
+as in PATH), else ~/ComfyUI* are taken. COMFYUI_ARGUMENTS replaces `--cpu --fp32-text-enc`."""
+
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from media import write_inputs
+from models import write_models
+from server import Server
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+NO_HOST = "NO COMFYUI FOUND, SO THE NODES WERE NOT TESTED: give the folder of one, 0.3.64 or newer, in COMFYUI_PATH"
+LOG_CHARACTERS = 6000
+
+
+def _hosts() -> list[Path]:
+    named = os.environ.get("COMFYUI_PATH")
+    folders = map(Path, named.split(os.pathsep)) if named else sorted(Path.home().glob("ComfyUI*"))
+    return [folder for folder in folders if named or (folder / "main.py").is_file()]
+
+
+def _name(folder: Path | None) -> str:
+    return folder.name if folder else "no host"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A host's models folder, half a gigabyte: removed at the end."""
+    folder = tmp_path_factory.mktemp("host") / "models"
+    write_models(folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session", params=_hosts() or [None], ids=_name)
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if request.param is None:
+        pytest.skip(NO_HOST)
+    base = tmp_path_factory.mktemp(request.param.name)
+    for name in ("custom_nodes", "input", "output"):
+        (base / name).mkdir()
+    (base / "models").symlink_to(request.getfixturevalue("models"))
+    (base / "custom_nodes" / "personalive").symlink_to(REPOSITORY)
+    (base / "custom_nodes" / "personalive_tests").symlink_to(HERE / "pack")
+    write_inputs(base / "input")
+    arguments = os.environ.get("COMFYUI_ARGUMENTS", "--cpu --fp32-text-enc")
+    server = Server(request.param, base, *shlex.split(arguments))
+    yield server
+    server.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    server = getattr(item, "funcargs", {}).get("host")
+    if report.failed and server:
+        report.sections.append(("end of the host's log", server.log_text()[-LOG_CHARACTERS:]))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if any(NO_HOST in str(report.longrepr) for report in terminalreporter.getreports("skipped")):
+        terminalreporter.section(NO_HOST, sep="!", yellow=True)

@@ -1,0 +1,40 @@
+"""The pictures, video and sound that the prompts name, drawn and counted."""
+
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from personalive_core.demo import draw_face
+from personalive_core.video import VideoReader, VideoWriter
+
+RATE = Fraction(30000, 1001)
+FRAMES = 10
+SIZE = 128
+
+
+def write_inputs(folder: Path) -> None:
+    """portrait.png and smile.png, SIZE x SIZE; driving.mp4, FRAMES of 160 x 128 with a tone, at RATE."""
+    _face().save(folder / "portrait.png")
+    _face(yaw=0.4, mouth=1.0).save(folder / "smile.png")
+    with wave.open(str(folder / "tone.wav"), "wb") as sound:
+        sound.setparams((1, 2, 48000, 0, "NONE", ""))
+        sound.writeframes((np.sin(np.arange(48000) / 10) * 12000).astype("<i2").tobytes())
+    tone = folder / "tone.wav"
+    with VideoWriter(folder / "driving.mp4", 160, 128, RATE, audio_from=tone) as video:
+        for i in range(FRAMES):
+            frame = Image.new("RGB", (160, 128), "#cfd8dc")
+            frame.paste(_face(yaw=np.sin(i / 3), mouth=i / FRAMES), (16, 0))
+            video.write(np.asarray(frame), i / RATE)
+
+
+def _face(**pose: float) -> Image.Image:
+    return Image.fromarray(draw_face(**pose)).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+
+
+def read_frames(path: Path) -> np.ndarray:
+    """uint8 (F, H, W, 3)"""
+    with VideoReader(path) as video:
+        return np.stack([frame.pixels for frame in video])

@@ -1,0 +1,59 @@
+"""Nodes and a page for the tests alone, linked beside the pack: what no file can hold, and what no user can ask."""
+
+import sys
+
+import comfy.model_management
+import torch
+from aiohttp import web
+from server import PromptServer
+
+PICTURES = {
+    "empty": lambda: torch.zeros(0, 128, 128, 3),
+    "nan": lambda: torch.full((1, 128, 128, 3), float("nan")),
+    "one pixel": lambda: torch.full((1, 1, 1, 3), 0.5),
+    "grey": lambda: torch.full((1, 128, 128, 1), 0.5),
+}
+
+
+class TestPicture:
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "make", ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"kind": (list(PICTURES),)}}
+
+    def make(self, kind):
+        return (PICTURES[kind](),)
+
+
+class TestOutOfMemory:
+    """Passes the model on; the next call of its denoising UNet finds no memory, the one after that does."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "arm", ("PERSONALIVE_MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("PERSONALIVE_MODEL",)}}
+
+    def arm(self, model):
+        (module,) = (m for name, m in sys.modules.items() if name.endswith("networks.denoising_unet"))
+        network, forward = module.DenoisingUNet, module.DenoisingUNet.forward
+
+        def fail(*args, **kwargs):
+            network.forward = forward
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        network.forward = fail
+        return (model,)
+
+
+@PromptServer.instance.routes.get("/test/loaded_models")
+async def loaded_models(request):
+    return web.json_response([loaded.model.model.__class__.__name__ for loaded in _loaded()])
+
+
+def _loaded():
+    return [loaded for loaded in comfy.model_management.current_loaded_models if loaded.model is not None]
+
+
+NODE_CLASS_MAPPINGS = {"TestPicture": TestPicture, "TestOutOfMemory": TestOutOfMemory}

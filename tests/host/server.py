@@ -1,0 +1,221 @@
+"""A real host as a subprocess, and a client for it: start, prompt, watch, interrupt, free, stop."""
+
+import base64
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+START_SECONDS = 180
+MESSAGE_SECONDS = 180  # the longest a host may stay silent within a prompt
+PREVIEW_IMAGE = 1  # the host's binary event: 4 bytes event, 4 bytes picture type, the picture
+
+
+@dataclass
+class Run:
+    """What became of one prompt. Nodes are named as in the prompt."""
+
+    outputs: dict[str, dict] = field(default_factory=dict)
+    cached: set[str] = field(default_factory=set)
+    progress: list[tuple[str, int, int]] = field(default_factory=list)  # node, value, maximum
+    previews: list[bytes] = field(default_factory=list)  # JPEG
+    interrupted: bool = False
+    node: str | None = None  # the one that failed
+    error: str | None = None
+    error_type: str | None = None
+
+
+class Server:
+    """`folder`: a ComfyUI checkout with its `.venv`; `base`: where models, input, output and custom_nodes lie."""
+
+    def __init__(self, folder: Path, base: Path, *arguments: str):
+        self.base = base
+        self.log = base / "server.log"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        command = [_python(folder), "main.py", "--port", str(self.port), "--base-directory", str(base)]
+        command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", *arguments]
+        threads = str(min(4, os.cpu_count() or 1))
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            self._wait_until_ready()
+            self.nodes = self.get("object_info")
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the host ended with {self.process.returncode}:\n{self.log_text()}")
+            try:
+                self.get("system_stats")
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise RuntimeError(f"the host was not ready after {START_SECONDS} s:\n{self.log_text()}")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def log_text(self) -> str:
+        return self.log.read_bytes().decode(errors="replace")
+
+    def get(self, path: str):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=30) as answer:
+            return json.load(answer)
+
+    def get_bytes(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=30) as answer:
+            return answer.read()
+
+    def post(self, path: str, body: dict) -> dict:
+        """The host's answer; an HTTP error's body as well, with its status under "status"."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            return {**json.loads(error.read()), "status": error.code}
+
+    def interrupt(self) -> None:
+        self.post("interrupt", {})
+
+    def free(self, forget_outputs: bool) -> None:
+        """Have all models unloaded, and the cached outputs forgotten too if asked for; returns at once."""
+        self.post("free", {"unload_models": True, "free_memory": forget_outputs})
+
+    def with_defaults(self, prompt: dict) -> dict:
+        """The prompt as the page would send it: widgets that it leaves out have their defaults."""
+        return {
+            name: {**node, "inputs": self._defaults(node["class_type"]) | node["inputs"]}
+            for name, node in prompt.items()
+        }
+
+    def _defaults(self, class_type: str) -> dict:
+        inputs = self.nodes.get(class_type, {}).get("input", {})
+        defaults = {}
+        for name, (_, *options) in {**inputs.get("required", {}), **inputs.get("optional", {})}.items():
+            if options and "default" in options[0]:
+                defaults[name] = options[0]["default"]
+        return defaults
+
+    def run(self, prompt: dict, on_progress: Callable[[str, int], None] | None = None) -> Run:
+        """Post an API prompt, defaults added, and watch it to its end. `on_progress(node, value)` may interrupt it."""
+        client = uuid.uuid4().hex
+        with WebSocket(self.port, f"/ws?clientId={client}") as messages:
+            answer = self.post("prompt", {"prompt": self.with_defaults(prompt), "client_id": client})
+            if "status" in answer:
+                return _refused(answer)
+            run, ours = Run(), answer["prompt_id"]
+            while True:
+                message = messages.receive()
+                if isinstance(message, bytes):
+                    if struct.unpack_from(">I", message)[0] == PREVIEW_IMAGE:
+                        run.previews.append(message[8:])
+                    continue
+                kind, data = message["type"], message["data"]
+                if data.get("prompt_id") != ours:
+                    continue
+                if kind == "execution_cached":
+                    run.cached.update(data["nodes"])
+                elif kind == "executed":
+                    run.outputs[data["node"]] = data["output"]
+                elif kind == "progress":
+                    run.progress.append((data["node"], data["value"], data["max"]))
+                    if on_progress:
+                        on_progress(data["node"], data["value"])
+                elif kind == "execution_error":
+                    run.node, run.error = data["node_id"], data["exception_message"].strip()
+                    run.error_type = data["exception_type"]
+                    return run
+                elif kind == "execution_interrupted":
+                    run.interrupted = True
+                    return run
+                elif kind == "execution_success":
+                    return run
+
+
+def _python(folder: Path) -> str:
+    for python in (folder / ".venv" / "bin" / "python", folder / ".venv" / "Scripts" / "python.exe"):
+        if python.exists():
+            return str(python)
+    return sys.executable
+
+
+def _refused(answer: dict) -> Run:
+    """The host found the prompt invalid before running it: its first complaint about a node, or about the whole."""
+    for node, complaint in answer.get("node_errors", {}).items():
+        first = complaint["errors"][0]
+        return Run(node=node, error=f"{first['message']}: {first['details']}", error_type=first["type"])
+    return Run(error=answer["error"]["message"], error_type=answer["error"]["type"])
+
+
+class WebSocket:
+    """Just enough of RFC 6455 to listen to the host: no dependency for a test."""
+
+    TEXT, BINARY, CLOSE = 1, 2, 8
+
+    def __init__(self, port: int, path: str):
+        self.connection = socket.create_connection(("127.0.0.1", port), timeout=MESSAGE_SECONDS)
+        self.stream = self.connection.makefile("rb")
+        key = base64.b64encode(os.urandom(16)).decode()
+        self.connection.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        status = self.stream.readline()
+        if b" 101 " not in status:
+            raise ConnectionError(f"no websocket: {status!r}")
+        while self.stream.readline().strip():
+            pass
+
+    def receive(self) -> dict | bytes:
+        """The next message: JSON decoded, or bytes. The host sends each in one frame, unmasked."""
+        while True:
+            first, length = self._read(2)
+            if length == 126:
+                (length,) = struct.unpack(">H", self._read(2))
+            elif length == 127:
+                (length,) = struct.unpack(">Q", self._read(8))
+            payload = self._read(length)
+            kind = first & 15
+            if kind == self.TEXT:
+                return json.loads(payload)
+            if kind == self.BINARY:
+                return payload
+            if kind == self.CLOSE:
+                raise ConnectionError("the host closed the websocket")
+
+    def _read(self, count: int) -> bytes:
+        data = self.stream.read(count)
+        if len(data) < count:
+            raise ConnectionError("the host ended")
+        return data
+
+    def __enter__(self) -> "WebSocket":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stream.close()
+        self.connection.close()
