@@ -47,6 +47,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit_picture(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    """uint8 (H,W,3) -> uint8 (height,width,3): the largest centred part of that aspect, resized with Lanczos."""
-    return np.asarray(ImageOps.fit(Image.fromarray(picture), (width, height), Image.Resampling.LANCZOS))
+def fit_picture(picture: np.ndarray, width: int, height: int, fit: str = "crop") -> np.ndarray:
+    """uint8 (H,W,3) -> uint8 (height,width,3), resized with Lanczos.
+
+    fit: "crop" takes the largest centred part of that aspect, "pad" adds white, "stretch" changes the aspect.
+    """
+    image, size = Image.fromarray(picture), (width, height)
+    if fit == "crop":
+        fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    elif fit == "pad":
+        fitted = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color="white")
+    else:
+        fitted = image.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(fitted)

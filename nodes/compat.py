@@ -1,0 +1,76 @@
+"""Everything that differs between host versions, from 0.3.64 on."""
+
+import inspect
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfyui_version
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor, nn
+
+OLDEST = (0, 3, 64)
+
+
+def require_host() -> None:
+    version = comfyui_version.__version__
+    if tuple(int(part) for part in version.split(".")[:3]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise RuntimeError(f"PersonaLive needs ComfyUI {oldest} or newer, and this is {version}: update ComfyUI.")
+
+
+def make_patcher(network: nn.Module, state_dict: dict[str, Tensor]):
+    """A network of the host's own layers, with its weights, behind the host's memory management.
+
+    Newer hosts stream weights from the tensors themselves (`assign`), older ones copy them into the layers.
+    """
+    if hasattr(comfy.model_management, "archive_model_dtypes"):
+        comfy.model_management.archive_model_dtypes(network)
+    # Looked up when called: a host started for dynamic memory puts its own class here.
+    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    patcher = patcher_class(
+        network,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    is_dynamic = getattr(patcher, "is_dynamic", lambda: False)()
+    network.load_state_dict(state_dict, strict=True, assign=is_dynamic)
+    network.eval().requires_grad_(False)
+    return patcher
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The user's choice of attention, without the choices that quantise."""
+    return optimized_attention(
+        q, k, v, heads=q.shape[1], skip_reshape=True, skip_output_reshape=True, low_precision_attention=False
+    )
+
+
+def has_batch_norm() -> bool:
+    return hasattr(comfy.ops.manual_cast, "BatchNorm2d")
+
+
+def trim_window(video) -> tuple[float, float]:
+    """Start and duration in seconds that a VIDEO is cut to; duration 0 is all. Older hosts cannot cut."""
+    return video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
+
+
+def advanced(input_class, *args, **kwargs):
+    """An input that the page hides under "advanced"; hosts before 0.33 take that as an extra."""
+    if "advanced" in inspect.signature(input_class.__init__).parameters:
+        return input_class(*args, advanced=True, **kwargs)
+    made = input_class(*args, **kwargs)
+    made.extra_dict = {**(made.extra_dict or {}), "advanced": True}
+    return made
+
+
+def float_dtype(name: str, parameters: int) -> torch.dtype:
+    """The precision asked for; "auto" is what the host would choose for a network of this size."""
+    if name != "auto":
+        return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[name]
+    return comfy.model_management.unet_dtype(
+        device=comfy.model_management.get_torch_device(),
+        model_params=parameters,
+        supported_dtypes=[torch.float16, torch.bfloat16, torch.float32],
+    )

@@ -1,0 +1,91 @@
+"""Encode Reference: everything that the portrait contributes, computed once."""
+
+from dataclasses import dataclass, replace
+
+import comfy.model_management
+import numpy as np
+from comfy_api.latest import io
+
+from ..personalive_core.errors import InputError
+from ..personalive_core.pictures import fit_picture
+from ..personalive_core.reference import Reference, encode_reference
+from . import convert, memory
+from .load import ModelType, PersonaLiveModel
+
+
+@dataclass(frozen=True)
+class NodeReference:
+    """The core's reference on the host's intermediate device, and the model that made it."""
+
+    reference: Reference
+    picture: np.ndarray  # uint8 (H, W, 3), as the networks saw it
+    model: str
+
+    def check_model(self, model: PersonaLiveModel) -> None:
+        if self.model != model.identity:
+            raise InputError("the reference was made by another model: connect the same model to both nodes.")
+
+
+ReferenceType = io.Custom("PERSONALIVE_REFERENCE")
+
+
+class EncodeReference(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonaLiveEncodeReference",
+            display_name="Encode Reference",
+            category="PersonaLive",
+            description="Looks at the portrait once: its appearance, its pose, its expression.",
+            inputs=[
+                ModelType.Input("model", tooltip="From Load PersonaLive Model."),
+                io.Vae.Input("vae", tooltip="A VAE of Stable Diffusion 1.x, such as sd-vae-ft-mse."),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    tooltip="CLIP ViT-L/14 with projection: the image encoder of sd-image-variations-diffusers.",
+                ),
+                io.Image.Input("image", tooltip="The portrait: head and shoulders of one person. The first is taken."),
+                io.Int.Input("width", default=512, min=128, max=2048, step=8, tooltip="Width of the result in pixels."),
+                io.Int.Input(
+                    "height", default=512, min=128, max=2048, step=8, tooltip="Height of the result in pixels."
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=["crop", "pad", "stretch"],
+                    default="crop",
+                    tooltip="How a portrait of another shape becomes that size.",
+                ),
+            ],
+            outputs=[ReferenceType.Output(display_name="reference")],
+        )
+
+    @classmethod
+    def execute(cls, model: PersonaLiveModel, vae, clip_vision, image, width: int, height: int, fit: str):
+        picture = fit_picture(convert.to_pictures(image[:1], "the portrait")[0], width, height, fit)
+        portrait = convert.to_image(picture[None])
+        samples = vae.encode(portrait)
+        convert.check_vae_latents(samples, width, height)
+        image_embeds = clip_vision.encode_image(portrait, crop=False)["image_embeds"]
+        expected = model.config.unet.image_embeds_width
+        if image_embeds is None or image_embeds.shape[-1] != expected:
+            found = "no" if image_embeds is None else f"{image_embeds.shape[-1]}-wide"
+            raise InputError(
+                f"this CLIP vision model gives {found} image embeds in place of {expected}-wide ones: load the image "
+                "encoder of sd-image-variations-diffusers (CLIP ViT-L/14 with its projection)."
+            )
+
+        networks = model.load(
+            "reference_unet", "motion_extractor", "motion_encoder", memory=memory.reference(width, height)
+        )
+        device = model.device
+        reference = encode_reference(
+            *networks, convert.to_pixels(picture[None], device), samples.to(device), image_embeds[:, None].to(device)
+        )
+        keep = comfy.model_management.intermediate_device()
+        reference = replace(
+            reference,
+            latents=reference.latents.to(keep),
+            image_embeds=reference.image_embeds.to(keep),
+            features={path: value.to(keep) for path, value in reference.features.items()},
+        )
+        return io.NodeOutput(NodeReference(reference, picture, model.identity))

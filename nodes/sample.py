@@ -1,0 +1,142 @@
+"""Sample: the portrait's latents, moved by the motion, window by window."""
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..personalive_core.config import CHUNK, PIXELS_PER_LATENT, WARM_UP
+from ..personalive_core.keyframes import KeyframeSettings
+from ..personalive_core.networks.reference_unet import ReferenceFeatures
+from ..personalive_core.schedule import Schedule
+from ..personalive_core.stream import Stream
+from . import compat, convert, memory
+from .load import ModelType, PersonaLiveModel
+from .motion import MotionType, NodeMotion
+from .reference import NodeReference, ReferenceType
+
+WINDOW_NETWORKS = ("denoising_unet", "pose_guider")
+
+
+class Sample(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonaLiveSample",
+            display_name="Sample",
+            category="PersonaLive",
+            description="Makes the portrait do what the driving video does. As many frames come out as went in.",
+            inputs=[
+                ModelType.Input("model", tooltip="From Load PersonaLive Model."),
+                ReferenceType.Input("reference", tooltip="From Encode Reference."),
+                MotionType.Input("motion", tooltip="From Extract Motion, for the same reference."),
+                io.Int.Input(
+                    "steps",
+                    default=4,
+                    min=4,
+                    max=64,
+                    step=4,
+                    tooltip="Denoising steps a frame. The model was made for 4; twice the steps take twice the time.",
+                ),
+                compat.advanced(
+                    io.Int.Input,
+                    "keyframes",
+                    default=3,
+                    min=0,
+                    max=16,
+                    tooltip="How many frames with a new expression are remembered as further references.",
+                ),
+                compat.advanced(
+                    io.Float.Input,
+                    "keyframe_threshold",
+                    default=17.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.5,
+                    tooltip="How different an expression must be from all remembered ones to count as new.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=42,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same video.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: PersonaLiveModel,
+        reference: NodeReference,
+        motion: NodeMotion,
+        steps: int,
+        keyframes: int,
+        keyframe_threshold: float,
+        seed: int,
+    ) -> io.NodeOutput:
+        reference.check_model(model)
+        motion.check_reference(reference)
+        stream = _make_stream(model, reference, Schedule(steps), KeyframeSettings(keyframes, keyframe_threshold))
+
+        frames, total = len(motion.motion), -(-len(motion.motion) // CHUNK) + WARM_UP // CHUNK
+        keep = comfy.model_management.intermediate_device()
+        samples = torch.empty(frames, *reference.reference.latents.shape[1:], device=keep)
+        previewer = latent_preview.get_previewer(model.device, comfy.latent_formats.SD15())
+        bar = comfy.utils.ProgressBar(total)
+        state = stream.start(motion.motion, seed)
+        done = 0
+
+        def take(latents: Tensor) -> None:
+            nonlocal done
+            count = latents.shape[2]
+            samples[done : done + count] = convert.to_host_latents(latents)
+            done += count
+
+        def report(latents: Tensor | None) -> None:
+            preview = None
+            if previewer and latents is not None:
+                preview = previewer.decode_latent_to_preview_image("JPEG", latents[:, :, 0])
+            bar.update_absolute(state.window, total, preview)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+        for first in range(0, frames, CHUNK):
+            latents = None
+            for latents in stream.push(state, motion.motion[first : first + CHUNK]):
+                take(latents)
+            report(latents)
+        for latents in stream.flush(state):
+            take(latents)
+            report(latents)
+        return io.NodeOutput({"samples": samples})
+
+
+def _make_stream(
+    model: PersonaLiveModel, reference: NodeReference, schedule: Schedule, keyframes: KeyframeSettings
+) -> Stream:
+    height, width = (PIXELS_PER_LATENT * side for side in reference.reference.latents.shape[-2:])
+    room = memory.window(width, height)
+
+    def reference_unet(latents: Tensor, image_embeds: Tensor) -> ReferenceFeatures:
+        """Loaded only for the few keyframes: most cards would rather hold the denoising UNet whole."""
+        (network,) = model.load("reference_unet", memory=memory.reference(width, height))
+        features = network(latents, image_embeds)
+        model.load(*WINDOW_NETWORKS, memory=room)
+        return features
+
+    denoising_unet, pose_guider = model.load(*WINDOW_NETWORKS, memory=room)
+    return Stream(
+        reference.reference,
+        denoising_unet=denoising_unet,
+        reference_unet=reference_unet,
+        pose_guider=pose_guider,
+        schedule=schedule,
+        keyframes=keyframes,
+        device=model.device,
+    )
