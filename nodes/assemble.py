@@ -30,9 +30,9 @@ class AssembleVideo(io.ComfyNode):
             node_id="PersonaLiveAssembleVideo",
             display_name="Assemble Video",
             category="PersonaLive",
-            description="Decodes the latents in pieces into a video file, with sound; memory does not grow with length.",
+            description="Decodes latents in pieces into a video file, with sound; memory does not grow with length.",
             inputs=[
-                io.Latent.Input("latent", tooltip="From Sample."),
+                io.Latent.Input("samples", tooltip="From Sample."),
                 io.Vae.Input("vae", tooltip="The VAE that encoded the reference."),
                 io.Float.Input(
                     "frame_rate",
@@ -42,7 +42,7 @@ class AssembleVideo(io.ComfyNode):
                     step=0.01,
                     tooltip="Frames per second; connect the frame rate of Extract Motion.",
                 ),
-                io.Audio.Input("sound", optional=True, tooltip="Sound to add, cut to the video's length."),
+                io.Audio.Input("audio", optional=True, tooltip="Sound to add, cut to the video's length."),
                 io.Combo.Input(
                     "quality",
                     options=list(CRF),
@@ -60,37 +60,37 @@ class AssembleVideo(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, latent, vae, frame_rate: float, quality: str, images: bool, sound: dict | None = None
+        cls, samples: dict, vae, frame_rate: float, quality: str, images: bool, audio: dict | None = None
     ) -> io.NodeOutput:
-        samples = latent["samples"]
+        latents = samples["samples"]
         channels = getattr(vae, "latent_channels", 4)
-        if samples.ndim != 4 or not len(samples) or samples.shape[1] != channels:
+        if latents.ndim != 4 or not len(latents) or latents.shape[1] != channels:
             raise InputError(
-                f"latents of shape {tuple(samples.shape)} cannot be decoded by a VAE of {channels} channels: connect the "
-                "latent of Sample and the VAE of Encode Reference."
+                f"latents of shape {tuple(latents.shape)} cannot be decoded by a VAE of {channels} channels: connect "
+                "the latent of Sample and the VAE of Encode Reference."
             )
         rate = Fraction(frame_rate).limit_denominator(1001)
         name = Path(folder_paths.get_temp_directory(), f"personalive_{uuid4().hex}")
         name.parent.mkdir(parents=True, exist_ok=True)
-        audio = _write_sound(sound, name.with_suffix(".wav")) if sound is not None else None
+        sound = _write_sound(audio, name.with_suffix(".wav")) if audio is not None else None
         kept = []
         try:
-            _write_frames(samples, vae, rate, CRF[quality], name.with_suffix(".mp4"), audio, kept if images else None)
+            _write_frames(latents, vae, rate, CRF[quality], name.with_suffix(".mp4"), sound, kept if images else None)
         finally:
-            if audio is not None:
-                os.remove(audio)
+            if sound is not None:
+                os.remove(sound)
         blocked = ExecutionBlocker("switch on 'images' in Assemble Video to get the frames as images.")
         return io.NodeOutput(
             InputImpl.VideoFromFile(str(name.with_suffix(".mp4"))), torch.cat(kept) if images else blocked
         )
 
 
-def _write_frames(samples, vae, rate: Fraction, crf: int, path: Path, audio: Path | None, kept: list | None) -> None:
-    bar = comfy.utils.ProgressBar(len(samples))
-    height, width = (PIXELS_PER_LATENT * side for side in samples.shape[-2:])
-    with VideoWriter(path, width, height, rate, audio_from=audio, crf=crf) as video:
+def _write_frames(latents, vae, rate: Fraction, crf: int, path: Path, sound: Path | None, kept: list | None) -> None:
+    bar = comfy.utils.ProgressBar(len(latents))
+    height, width = (PIXELS_PER_LATENT * side for side in latents.shape[-2:])
+    with VideoWriter(path, width, height, rate, audio_from=sound, crf=crf) as video:
         done = 0
-        for chunk in samples.split(CHUNK):
+        for chunk in latents.split(CHUNK):
             frames = vae.decode(chunk)
             pictures = convert.to_pictures(frames, "the decoded video")
             for pixels in pictures:
@@ -98,16 +98,16 @@ def _write_frames(samples, vae, rate: Fraction, crf: int, path: Path, audio: Pat
                 done += 1
             if kept is not None:
                 kept.append(frames.cpu())
-            bar.update_absolute(done, len(samples), ("JPEG", Image.fromarray(pictures[-1]), 512))
+            bar.update_absolute(done, len(latents), ("JPEG", Image.fromarray(pictures[-1]), 512))
             comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def _write_sound(sound: dict, path: Path) -> Path:
+def _write_sound(audio: dict, path: Path) -> Path:
     """AUDIO as a 16-bit WAV file, for the video writer to read."""
-    waveform = sound["waveform"][0].float().clamp(-1, 1).cpu().numpy()
+    waveform = audio["waveform"][0].float().clamp(-1, 1).cpu().numpy()
     with wave.open(str(path), "wb") as file:
         file.setnchannels(len(waveform))
         file.setsampwidth(2)
-        file.setframerate(sound["sample_rate"])
+        file.setframerate(audio["sample_rate"])
         file.writeframes((waveform.T * 32767).round().astype(np.int16).tobytes())
     return path

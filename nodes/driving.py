@@ -26,15 +26,15 @@ class Driving:
     frames: Iterator[np.ndarray]
     frame_rate: Fraction
     count: int | None
-    sound: dict | Path | None = None
+    audio: dict | Path | None = None
     begin: Fraction = Fraction(0)
 
-    def read_sound(self, skipped: int, frames: int) -> dict | None:
+    def read_audio(self, skipped: int, frames: int) -> dict | None:
         """AUDIO for `frames` pictures after the first `skipped` ones; None where there is none."""
         begin, length = self.begin + skipped / self.frame_rate, frames / self.frame_rate
-        if self.sound is None:
+        if self.audio is None:
             return None
-        whole = _decode_sound(self.sound, begin + length) if isinstance(self.sound, Path) else self.sound
+        whole = _decode_audio(self.audio, begin + length) if isinstance(self.audio, Path) else self.audio
         rate = whole["sample_rate"]
         first, last = round(begin * rate), round((begin + length) * rate)
         return {"waveform": whole["waveform"][..., first:last], "sample_rate": rate}
@@ -104,7 +104,7 @@ def _path_of(video) -> Iterator[Path]:
         yield path
 
 
-def _decode_sound(path: Path, end: Fraction) -> dict:
+def _decode_audio(path: Path, end: Fraction) -> dict:
     """The first sound of a file up to `end` seconds, as AUDIO."""
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]

@@ -74,7 +74,7 @@ class ExtractMotion(io.ComfyNode):
             outputs=[
                 MotionType.Output(display_name="motion"),
                 io.Float.Output(display_name="frame_rate"),
-                io.Audio.Output(display_name="sound"),
+                io.Audio.Output(display_name="audio"),
             ],
         )
 
@@ -91,8 +91,8 @@ class ExtractMotion(io.ComfyNode):
         reference.check_model(model)
         with open_driving(driving, frame_rate) as source:
             motion, faces = _extract(model, source, start, count)
-            sound = source.read_sound(start, len(motion))
-        return io.NodeOutput(NodeMotion(motion, reference.reference.motion, faces), float(source.frame_rate), sound)
+            audio = source.read_audio(start, len(motion))
+        return io.NodeOutput(NodeMotion(motion, reference.reference.motion, faces), float(source.frame_rate), audio)
 
 
 def _extract(model: PersonaLiveModel, source: Driving, start: int, count: int) -> tuple[Motion, list[bytes]]:
