@@ -28,6 +28,8 @@ NOT_IN_MOV = {"opus", "libopus", "flac"}
 SCALING = "flags=bicubic+accurate_rnd+full_chroma_int"
 BT709 = 1  # the number of its matrix, primaries and transfer curve in H.273
 LIMITED_RANGE = 1
+# Metadata that is not UTF-8 must not stop a video; av 19 does not ask any more.
+TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 UNSPECIFIED_MATRIX = 2
 
 
@@ -83,7 +85,7 @@ class VideoReader:
             raise InputError(f"{path} is a folder; give the path of a video.")
         try:
             # Unknown options are ignored by the formats that have no edit lists.
-            self._container = av.open(str(self.path), options={"ignore_editlist": "1"}, metadata_errors="replace")
+            self._container = av.open(str(self.path), options={"ignore_editlist": "1"}, **TOLERANT)
         except av.FFmpegError as error:
             raise InputError(
                 f"{path} cannot be read as a video ({error.strerror}); give a complete video file, a GIF or a picture."
@@ -373,7 +375,7 @@ class _Sound:
     def open(cls, source: Path, output: av.container.OutputContainer, suffix: str) -> "_Sound | None":
         """None where `source` has no sound that can be read."""
         try:
-            container = av.open(str(source.absolute()), metadata_errors="replace")
+            container = av.open(str(source.absolute()), **TOLERANT)
         except av.FFmpegError as error:
             raise InputError(f"The sound of {source} cannot be read ({error.strerror}); give another file.") from error
         if not container.streams.audio:
@@ -408,7 +410,7 @@ class _Sound:
     def _video_start(self) -> Fraction:
         """Seconds, in the clock of the sound, of the first frame that VideoReader gives. The packets of a second,
         plain opening tell it: they count from what an edit list shows, and those before it are negative."""
-        with av.open(str(self._source.absolute()), metadata_errors="replace") as container:
+        with av.open(str(self._source.absolute()), **TOLERANT) as container:
             if container.streams.video:
                 for packet in container.demux(container.streams.video[0]):
                     stamp = _stamp(packet, container)
