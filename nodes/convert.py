@@ -25,7 +25,7 @@ def to_pictures(image: Tensor, what: str) -> np.ndarray:
 
 def to_image(pictures: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) -> IMAGE."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).float() / 255
+    return torch.tensor(pictures).float() / 255
 
 
 def to_pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
