@@ -47,6 +47,19 @@ class TestOutOfMemory:
         return (model,)
 
 
+class TestConditioning:
+    """Conditioning for a Stable Diffusion UNet without a text encoder."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "make", ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def make(self):
+        return ([[torch.zeros(1, 77, 768), {}]],)
+
+
 @PromptServer.instance.routes.get("/test/loaded_models")
 async def loaded_models(request):
     return web.json_response([loaded.model.model.__class__.__name__ for loaded in _loaded()])
@@ -56,4 +69,8 @@ def _loaded():
     return [loaded for loaded in comfy.model_management.current_loaded_models if loaded.model is not None]
 
 
-NODE_CLASS_MAPPINGS = {"TestPicture": TestPicture, "TestOutOfMemory": TestOutOfMemory}
+NODE_CLASS_MAPPINGS = {
+    "TestPicture": TestPicture,
+    "TestOutOfMemory": TestOutOfMemory,
+    "TestConditioning": TestConditioning,
+}

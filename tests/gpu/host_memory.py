@@ -1,0 +1,226 @@
+"""How much GPU memory the nodes take in a real host, mode by mode, with networks of the published sizes.
+
+    python tests/gpu/host_memory.py COMFYUI WEIGHTS PORTRAIT DRIVING
+
+WEIGHTS is a folder made by `tests/weights_folder.py` and converted; it needs a GPU and 15 GB of disk. In every mode a
+Stable Diffusion UNet samples before and after PersonaLive in the same server and must give the same picture; the
+latents of PersonaLive are compared with those of the first mode. Another process may hold memory back (`--cap`).
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pynvml
+import torch
+from safetensors.torch import load_file, save_file
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE.parent / "host")]
+
+from prompts import node  # noqa: E402
+from server import Run, Server  # noqa: E402
+
+GIB = 2**30
+MODES = [
+    ("default", [], None),
+    ("no dynamic VRAM", ["--disable-dynamic-vram"], None),
+    ("lowvram", ["--disable-dynamic-vram", "--lowvram"], None),
+    ("novram", ["--novram"], None),
+    ("reserve 136 GiB", ["--reserve-vram", "136"], None),
+    ("card of 12 GiB", [], 12),
+    ("card of 8 GiB", [], 8),
+]
+
+
+def used_memory() -> int:
+    """Bytes of GPU memory that all processes hold."""
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used
+
+
+class PeakMemory:
+    """The most GPU memory that was in use while the block ran, in GiB above `base` bytes."""
+
+    def __init__(self, base: int):
+        self.base = self.peak = base
+
+    def __enter__(self) -> "PeakMemory":
+        self.running = True
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while self.running:
+            self.peak = max(self.peak, used_memory())
+            time.sleep(0.02)
+
+    def __exit__(self, *error) -> None:
+        self.running = False
+        self.thread.join()
+
+    @property
+    def gib(self) -> float:
+        return (self.peak - self.base) / GIB
+
+
+def write_base(base: Path, weights: Path, portrait: Path, driving: Path) -> None:
+    """The host's folders, with models linked from the weights folder."""
+    for name in ("custom_nodes", "input", "output", "models/vae", "models/clip_vision", "models/diffusion_models"):
+        (base / name).mkdir(parents=True)
+    repository = HERE.parents[1]
+    (base / "custom_nodes" / "personalive").symlink_to(repository)
+    (base / "custom_nodes" / "personalive_tests").symlink_to(HERE.parent / "host" / "pack")
+    (base / "models" / "personalive").symlink_to(weights)
+    vae = weights / "sd-vae-ft-mse" / "diffusion_pytorch_model.safetensors"
+    (base / "models" / "vae" / "sd.safetensors").symlink_to(vae)
+    encoder = weights / "sd-image-variations-diffusers" / "image_encoder" / "pytorch_model.bin"
+    (base / "models" / "clip_vision" / "vit_l.bin").symlink_to(encoder)
+    whole = load_file(weights / "personalive" / "denoising_unet.safetensors")
+    plain = {key: value for key, value in whole.items() if ".motion_modules." not in key}
+    save_file(plain, base / "models" / "diffusion_models" / "sd.safetensors")
+    (base / "input" / "portrait.png").symlink_to(portrait)
+    (base / "input" / "driving.mp4").symlink_to(driving)
+
+
+def stable_diffusion(seed: int) -> dict:
+    return {
+        "unet": node("UNETLoader", unet_name="sd.safetensors", weight_dtype="default"),
+        "text": node("TestConditioning"),
+        "empty": node("EmptyLatentImage", width=512, height=512, batch_size=1),
+        "sd": node(
+            "KSampler",
+            model=["unet", 0],
+            positive=["text", 0],
+            negative=["text", 0],
+            latent_image=["empty", 0],
+            seed=seed,
+            steps=4,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "latents": node("SaveLatent", samples=["sd", 0], filename_prefix="sd"),
+    }
+
+
+def personalive(frames: int, seed: int = 42) -> dict:
+    return {
+        "vae": node("VAELoader", vae_name="sd.safetensors"),
+        "clip_vision": node("CLIPVisionLoader", clip_name="vit_l.bin"),
+        "portrait": node("LoadImage", image="portrait.png"),
+        "driving": node("LoadVideo", file="driving.mp4"),
+        "model": node("PersonaLiveLoadModel", weights="official", precision="fp16"),
+        "reference": node(
+            "PersonaLiveEncodeReference",
+            model=["model", 0],
+            vae=["vae", 0],
+            clip_vision=["clip_vision", 0],
+            image=["portrait", 0],
+        ),
+        "motion": node(
+            "PersonaLiveExtractMotion",
+            model=["model", 0],
+            reference=["reference", 0],
+            driving=["driving", 0],
+            count=frames,
+        ),
+        "sample": node(
+            "PersonaLiveSample", model=["model", 0], reference=["reference", 0], motion=["motion", 0], seed=seed
+        ),
+        "latents": node("SaveLatent", samples=["sample", 0], filename_prefix="personalive"),
+    }
+
+
+def assemble(frames: int, seed: int) -> dict:
+    return personalive(frames, seed) | {
+        "assemble": node("PersonaLiveAssembleVideo", samples=["sample", 0], vae=["vae", 0], frame_rate=["motion", 1]),
+        "save": node("SaveVideo", video=["assemble", 0], filename_prefix="video", format="auto", codec="auto"),
+    }
+
+
+def latents(server: Server, run: Run) -> torch.Tensor:
+    if run.error:
+        raise RuntimeError(f"{run.node}: {run.error}\n{server.log_text()[-4000:]}")
+    (file,) = run.outputs["latents"]["latents"]
+    return load_file(server.base / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
+
+
+def hold_back(cap: int) -> torch.Tensor:
+    """Memory that leaves a card of `cap` GiB for the others."""
+    free, _ = torch.cuda.mem_get_info()
+    return torch.empty(free - cap * GIB, dtype=torch.uint8, device="cuda")
+
+
+def rate(progress: list[tuple[float, int]]) -> float:
+    """Seconds for each count of a node's progress, once it is warm."""
+    (begin, first), (end, last) = progress[2], progress[-1]
+    return (end - begin) / (last - first)
+
+
+def measure(host: Path, base: Path, arguments: list[str], frames: int) -> tuple[dict, torch.Tensor]:
+    """The numbers of one mode; peaks are of the whole server process, its CUDA context included."""
+    idle = used_memory()
+    server = Server(host, base, "--preview-method", "none", "--fp16-vae", *arguments)
+    try:
+        progress: dict[str, list[tuple[float, int]]] = defaultdict(list)
+
+        def clock(who: str, value: int) -> None:
+            progress[who].append((time.perf_counter(), value))
+
+        before = latents(server, server.run(stable_diffusion(1)))
+        begun = time.perf_counter()
+        with PeakMemory(idle) as sampling:
+            ours = latents(server, server.run(personalive(frames), clock))
+        seconds = time.perf_counter() - begun
+        with PeakMemory(idle) as assembling:
+            latents(server, server.run(assemble(frames, seed=43), clock))
+        latents(server, server.run(stable_diffusion(2)))
+        after = latents(server, server.run(stable_diffusion(1)))
+        return {
+            "peak sampling, GiB": sampling.gib,
+            "peak sampling and assembling, GiB": assembling.gib,
+            "first run, s": seconds,
+            "sample, ms a window": 1000 * rate(progress["sample"][len(progress["sample"]) // 2 :]),
+            "assemble, ms a frame": 1000 * rate(progress["assemble"]),
+            "SD after against before, error": ((after - before).norm() / before.norm()).item(),
+        }, ours
+    finally:
+        server.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("comfyui", "weights", "portrait", "driving"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--frames", type=int, default=48)
+    parser.add_argument("--modes", nargs="*", help="names of modes; all unless given")
+    options = parser.parse_args()
+    first = None
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder, "base")
+        write_base(base, options.weights, options.portrait.absolute(), options.driving.absolute())
+        for name, arguments, cap in MODES:
+            if options.modes and name not in options.modes:
+                continue
+            held = hold_back(cap) if cap else None
+            try:
+                row, ours = measure(options.comfyui, base, arguments, options.frames)
+                first = ours if first is None else first
+                row["against the first mode, error"] = ((ours - first).norm() / first.norm()).item()
+            except Exception as error:  # the other modes are still worth knowing
+                row = {"failed": str(error)}
+            print(name, json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+            del held
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
