@@ -1,0 +1,368 @@
+"""Makes the templates in workflows/ and their API prompts in tests/host/workflows/, in the page of a running host.
+
+Needs Chromium with its driver, and a ComfyUI of the oldest supported version with this pack:
+
+    PYTHONPATH=. python tools/make_workflows.py http://127.0.0.1:8188
+
+With `--check` nothing is made: each template is opened in the page and compared with its API prompt. Both leave
+screenshots in the folder that `--screenshots` names.
+"""
+
+import argparse
+import base64
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from pathlib import Path
+
+from PIL import Image
+
+from personalive_core.demo import draw_face
+
+ROOT = Path(__file__).parents[1]
+TEMPLATES = ROOT / "workflows"
+PROMPTS = ROOT / "tests" / "host" / "workflows"
+HUB = "https://huggingface.co"
+
+FILES = f"""
+## Which files go where
+
+In the folder *models* of ComfyUI:
+
+- **models/personalive**: the six files ending in *.pth* from
+[huaichang/PersonaLive]({HUB}/huaichang/PersonaLive/tree/main/pretrained_weights/personalive).
+Or switch on *download* in *Load PersonaLive Model*, which fetches them (10.5 GB).
+- **models/vae**: *diffusion_pytorch_model.safetensors* from
+[stabilityai/sd-vae-ft-mse]({HUB}/stabilityai/sd-vae-ft-mse/tree/main).
+- **models/clip_vision**: *pytorch_model.bin* from
+[lambdalabs/sd-image-variations-diffusers]({HUB}/lambdalabs/sd-image-variations-diffusers/tree/main/image_encoder).
+
+Then press **R** on the keyboard, and choose the files in the loaders. You may give them other names.
+
+The official weights are for **research use**: read their terms first. Animate only people who agreed to it, and say
+that the result is synthetic.
+"""
+
+VIDEO_NOTE = """\
+# Animate a portrait with a video
+
+1. **Portrait**: a picture of one person, head and shoulders. Its middle is cut out, 512 x 512.
+2. **Driving video**: one face, large in the picture. Another person will do.
+3. Press **Run**. The result has the length, the speed and the sound of the driving video.
+
+For a first try set *count* in *Extract Motion* to 50: two seconds.
+"""
+
+PICTURE_NOTE = """\
+# Animate a portrait with one picture
+
+1. **Portrait**: a picture of one person, head and shoulders. Its middle is cut out, 512 x 512.
+2. **Expression**: a photo of a face. Another person will do.
+3. Press **Run**. One picture comes out: the portrait with that expression, its head turned that way.
+
+To try another expression choose another photo: the portrait is not encoded again.
+"""
+
+LONG_NOTE = """\
+# Long video
+
+As *Animate a portrait with a video*, for minutes and hours.
+
+- **Memory** of the graphics card does not grow with the length. The computer's own keeps about 70 KB of each frame,
+and the sound: 8 GB for an hour at 25 frames a second. Leave *images* in *Assemble Video* off, for that would keep
+40 times as much.
+- **A part first**: *start* skips frames and *count* says how many to use. Here they are 0 and 250: the first ten
+seconds at 25 frames a second. Set *count* to **0** for the whole video.
+- **In parts**: 0 and 15000, then 15000 and 15000, and so on. Each part begins anew, so the head may jump a little
+where they meet.
+- **Quality**: *small* makes files of about half the size of *good*. To change it does not sample again as long as
+*control after generate* is *fixed*.
+- **Speed**: a video of 50 or 60 frames a second takes half the time with *frame_rate* 25 or 30.
+"""
+
+
+def node(class_type: str, title: str | None = None, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs} | ({"_meta": {"title": title}} if title else {})
+
+
+def until_latent(driving: dict, **options) -> dict:
+    model, reference = ["model", 0], ["reference", 0]
+    return {
+        "model": node("PersonaLiveLoadModel", weights="official"),
+        "vae": node("VAELoader", vae_name="diffusion_pytorch_model.safetensors"),
+        "clip_vision": node("CLIPVisionLoader", clip_name="pytorch_model.bin"),
+        "portrait": node("LoadImage", "Portrait", image="portrait.png"),
+        "driving": driving,
+        "reference": node(
+            "PersonaLiveEncodeReference",
+            model=model,
+            vae=["vae", 0],
+            clip_vision=["clip_vision", 0],
+            image=["portrait", 0],
+        ),
+        "motion": node("PersonaLiveExtractMotion", model=model, reference=reference, driving=["driving", 0], **options),
+        "sample": node("PersonaLiveSample", model=model, reference=reference, motion=["motion", 0]),
+    }
+
+
+def video(**options) -> dict:
+    return until_latent(node("LoadVideo", "Driving video", file="driving.mp4"), **options) | {
+        "assemble": node(
+            "PersonaLiveAssembleVideo",
+            samples=["sample", 0],
+            vae=["vae", 0],
+            frame_rate=["motion", 1],
+            audio=["motion", 2],
+        ),
+        "save": node("SaveVideo", video=["assemble", 0], filename_prefix="video/PersonaLive"),
+    }
+
+
+def picture() -> dict:
+    return until_latent(node("LoadImage", "Expression", image="expression.png")) | {
+        "assemble": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
+        "save": node("SaveImage", images=["assemble", 0], filename_prefix="PersonaLive"),
+    }
+
+
+def portrait(**pose: float) -> Image.Image:
+    return Image.fromarray(draw_face(hair="#5a3825", shirt="#3f6f8f", **pose))
+
+
+def driver(**pose: float) -> Image.Image:
+    return Image.fromarray(draw_face(hair="#c9a227", shirt="#7d4f50", **pose))
+
+
+def both(*poses: dict) -> list[list[Image.Image]]:
+    return [[person(**pose) for pose in poses] for person in (driver, portrait)]
+
+
+LEFT, RIGHT, SURPRISED = dict(yaw=-1.0, mouth=0.2), dict(yaw=1.0, mouth=0.4), dict(yaw=0.3, mouth=1.0)
+
+# Name -> prompt, note, and the rows of drawn faces on the thumbnail.
+WORKFLOWS = {
+    "Animate a portrait with a video": (video(), VIDEO_NOTE, both(LEFT, SURPRISED)),
+    "Animate a portrait with one picture": (
+        picture(),
+        PICTURE_NOTE,
+        [[portrait(), driver(**SURPRISED)], [portrait(**SURPRISED)]],
+    ),
+    "Long video": (
+        video(count=250),
+        LONG_NOTE,
+        both({}, LEFT, SURPRISED, RIGHT) + both(SURPRISED, {}, RIGHT, LEFT),
+    ),
+}
+
+THUMBNAIL = 512  # pixels on a side
+WIDTH = 300  # of a node, at least
+PLACES = {  # x, y, and the height at least, which is for the pictures that some nodes show
+    "model": (0, 0, 0),
+    "vae": (0, 240, 0),
+    "clip_vision": (0, 400, 0),
+    "portrait": (400, 0, 360),
+    "reference": (740, 0, 0),
+    "driving": (400, 500, 360),
+    "motion": (740, 500, 0),
+    "sample": (1140, 0, 0),
+    "assemble": (1540, 0, 0),
+    "save": (1540, 360, 500),
+}
+NOTE_BOX = (-500, -80, 440, 660)
+GROUPS = {
+    "Load the models": ("model", "vae", "clip_vision"),
+    "Reference: who is shown": ("portrait", "reference"),
+    "Motion: what happens": ("driving", "motion"),
+    "Sample": ("sample",),
+    "Assemble": ("assemble", "save"),
+}
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --lang=en --window-size=2560,1400"""
+GROUP_COLOUR = "#3f789e"
+MARGIN, TITLE = 30, 80  # of a group around its nodes; titles of group and node above them
+
+
+def arrange(workflow: dict, names: dict[str, str], note: str) -> None:
+    """Give the nodes their places; add groups and note. `names`: of each node, by its number."""
+    boxes = {}
+    for item in workflow["nodes"]:
+        name = names[str(item["id"])]
+        x, y, height = PLACES[name]
+        item["pos"], item["size"] = [x, y], [max(WIDTH, item["size"][0]), max(height, item["size"][1])]
+        boxes[name] = (*item["pos"], *item["size"])
+        if name == "sample":  # to assemble in another quality must not sample anew
+            item["widgets_values"] = ["fixed" if value == "randomize" else value for value in item["widgets_values"]]
+    workflow["groups"] = []
+    for title, members in GROUPS.items():
+        x, y = (min(boxes[name][axis] for name in members) for axis in (0, 1))
+        right, bottom = (max(boxes[name][axis] + boxes[name][axis + 2] for name in members) for axis in (0, 1))
+        bounding = [x - MARGIN, y - TITLE, right - x + 2 * MARGIN, bottom - y + TITLE + MARGIN]
+        number = len(workflow["groups"]) + 1
+        workflow["groups"].append({"id": number, "title": title, "bounding": bounding, "color": GROUP_COLOUR})
+    x, y, width, height = NOTE_BOX
+    workflow["last_node_id"] += 1
+    workflow["nodes"].append(
+        {
+            "id": workflow["last_node_id"],
+            "type": "MarkdownNote",
+            "pos": [x, y],
+            "size": [width, height],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "inputs": [],
+            "outputs": [],
+            "title": "Read me",
+            "properties": {},
+            "widgets_values": [note + FILES],
+        }
+    )
+
+
+class Page:
+    """A host's page in headless Chromium, through chromedriver (W3C WebDriver)."""
+
+    def __init__(self, address: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL)
+        self.session = f"http://127.0.0.1:{port}/session"
+        try:
+            self._wait(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/status"))
+            arguments = [*FLAGS.split(), f"--user-data-dir={self.folder.name}"]
+            options = {"goog:chromeOptions": {"args": arguments}}
+            answer = self._send("", {"capabilities": {"alwaysMatch": options}})
+            self.session += "/" + answer["sessionId"]
+            self._send("/timeouts", {"script": 60_000})
+            self._send("/url", {"url": address})
+            self._wait(lambda: self.run("return LiteGraph.registered_node_types.PersonaLiveSample.title"))
+        except BaseException:
+            self.close()
+            raise
+        time.sleep(5)  # for what the page opens by itself
+        self.close_dialogs()
+
+    def _wait(self, ready) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return ready()
+            except (OSError, RuntimeError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    def _send(self, path: str, body: dict | None = None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.session + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)["value"]
+
+    def run(self, script: str, *arguments):
+        """What an asynchronous function with this body gives; RuntimeError with what it throws."""
+        script = f"""
+            const done = arguments[arguments.length - 1];
+            const run = async (...arguments) => {{ {script} }};
+            run(...arguments).then(value => done([JSON.stringify(value)]), error => done([null, String(error)]))"""
+        answer = self._send("/execute/async", {"script": script, "args": arguments})
+        if len(answer) > 1:
+            raise RuntimeError(answer[1])
+        return json.loads(answer[0] or "null")
+
+    def close_dialogs(self) -> None:
+        escape = [{"type": kind, "value": "\ue00c"} for kind in ("keyDown", "keyUp")]
+        self._send("/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": escape}]})
+        time.sleep(1)
+
+    def screenshot(self, file: Path) -> None:
+        file.write_bytes(base64.b64decode(self._send("/screenshot")))
+
+    def open(self, workflow: dict) -> dict:
+        """Show a template as a whole; returns the API prompt that the page makes of it."""
+        self.run("await app.loadGraphData(arguments[0], true, true)", workflow)
+        time.sleep(2)
+        return self.run("return (await app.graphToPrompt()).output")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # it may have never begun
+            urllib.request.urlopen(urllib.request.Request(self.session, method="DELETE"))
+        self.driver.terminate()
+        self.driver.wait()
+        self.folder.cleanup()
+
+
+def make(page: Page, name: str) -> None:
+    named, note, faces = WORKFLOWS[name]
+    numbers = {key: str(i) for i, key in enumerate(named, 1)}
+    prompt = {numbers[key]: {**item, "inputs": _numbered(item["inputs"], numbers)} for key, item in named.items()}
+    page.run("await app.loadApiJson(arguments[0], arguments[1])", prompt, name)
+    made = page.run("return await app.graphToPrompt()")
+    workflow = made["workflow"]
+    arrange(workflow, {number: key for key, number in numbers.items()}, note)
+    workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))  # the same each time
+    workflow["extra"] = {}
+    _write(TEMPLATES / f"{name}.json", workflow)
+    for item in made["output"].values():
+        item["inputs"].pop("video-preview", None)  # the player of Load Video, once it is drawn
+    _write(PROMPTS / f"{name}.json", made["output"])
+    thumbnail(faces).save(TEMPLATES / f"{name}.jpg", quality=88, optimize=True)
+
+
+def _numbered(inputs: dict, numbers: dict[str, str]) -> dict:
+    return {key: [numbers[v[0]], v[1]] if isinstance(v, list) else v for key, v in inputs.items()}
+
+
+def _write(file: Path, content: dict) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def thumbnail(rows: list[list[Image.Image]]) -> Image.Image:
+    size = THUMBNAIL // len(rows)
+    sheet = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "#cfd8dc")  # as behind the faces
+    for i, row in enumerate(rows):
+        for j, face in enumerate(row):
+            sheet.paste(face.resize((size, size)), ((THUMBNAIL - size * len(row)) // 2 + size * j, size * i))
+    return sheet
+
+
+def check(page: Page, name: str) -> None:
+    """Exits if the page makes another prompt of the template than the recorded one."""
+    workflow, prompt = (json.loads((folder / f"{name}.json").read_text("utf-8")) for folder in (TEMPLATES, PROMPTS))
+    found = page.open(workflow)
+    for number, item in found.items():  # newer pages add inputs to the host's own nodes
+        recorded = prompt.get(number, {"inputs": {}})["inputs"]
+        item["inputs"] = {key: value for key, value in item["inputs"].items() if key in recorded}
+    if found != prompt:
+        sys.exit(f"{name}: the page makes\n{json.dumps(found)}\nin place of\n{json.dumps(prompt)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("address", help="of the host")
+    parser.add_argument("--check", action="store_true", help="make nothing")
+    parser.add_argument("--screenshots", type=Path, help="folder for pictures of the page")
+    options = parser.parse_args()
+    page = Page(options.address)
+    try:
+        for name in WORKFLOWS:
+            if not options.check:
+                make(page, name)
+            check(page, name)
+            if options.screenshots:
+                options.screenshots.mkdir(parents=True, exist_ok=True)
+                page.screenshot(options.screenshots / f"{name}.png")
+    finally:
+        page.close()
+
+
+if __name__ == "__main__":
+    main()
