@@ -103,11 +103,13 @@ def _write_frames(latents, vae, rate: Fraction, crf: int, path: Path, sound: Pat
 
 
 def _write_sound(audio: dict, path: Path) -> Path:
-    """AUDIO as a 16-bit WAV file, for the video writer to read."""
-    waveform = audio["waveform"][0].float().clamp(-1, 1).cpu().numpy()
+    """AUDIO as a 16-bit WAV file, for the video writer to read; a second at a time."""
+    waveform, rate = audio["waveform"][0], audio["sample_rate"]
     with wave.open(str(path), "wb") as file:
         file.setnchannels(len(waveform))
         file.setsampwidth(2)
-        file.setframerate(audio["sample_rate"])
-        file.writeframes((waveform.T * 32767).round().astype(np.int16).tobytes())
+        file.setframerate(rate)
+        for part in waveform.split(rate, dim=1):
+            samples = part.float().clamp(-1, 1).cpu().numpy().T * 32767
+            file.writeframes(samples.round().astype(np.int16).tobytes())
     return path

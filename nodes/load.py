@@ -36,6 +36,7 @@ class PersonaLiveModel:
 
     patchers: dict[str, object]
     config: ModelConfig
+    dtype: torch.dtype  # of the UNets
     identity: str  # tells models apart: a reference belongs to the model that made it
 
     def get_models(self) -> list:
@@ -90,7 +91,13 @@ def load_model(name: str, precision: str, download: bool) -> PersonaLiveModel:
         if download:
             _download(folder)
     files = find_weights(folder)
-    files.require(CHECKPOINTS)
+    missing = [file for file in files.missing if file.part in CHECKPOINTS]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of the official weight files are not in {folder} (about "
+            f"{sum(file.size for file in missing) / 1e9:.1f} GB): switch on 'download', or fetch by hand:\n"
+            f"{hub.by_hand(missing, folder)}"
+        )
 
     config = files.config
     patchers = {}
@@ -103,7 +110,8 @@ def load_model(name: str, precision: str, download: bool) -> PersonaLiveModel:
             for key, value in checked_state_dict(expected, files.paths(network)).items()
         }
         patchers[network] = compat.make_patcher(_build(network, config, dtype), weights)
-    return PersonaLiveModel(patchers, config, f"{_fingerprint(name)} {precision}")
+    dtype = patchers["denoising_unet"].model.get_dtype()
+    return PersonaLiveModel(patchers, config, dtype, f"{_fingerprint(name)} {precision}")
 
 
 def _build(name: str, config: ModelConfig, dtype: torch.dtype) -> nn.Module:

@@ -57,7 +57,14 @@ class ExtractMotion(io.ComfyNode):
                     tooltip="A video, a batch of images or one picture of a face. A video is read in pieces and never "
                     "held in memory as a whole.",
                 ),
-                io.Int.Input("start", default=0, min=0, max=10_000_000, optional=True, tooltip="Frames to skip first."),
+                io.Int.Input(
+                    "start",
+                    default=0,
+                    min=0,
+                    max=10_000_000,
+                    optional=True,
+                    tooltip="Frames to skip first, at the result's rate.",
+                ),
                 io.Int.Input(
                     "count", default=0, min=0, max=10_000_000, optional=True, tooltip="Frames to use at most; 0 is all."
                 ),

@@ -75,7 +75,7 @@ class EncodeReference(io.ComfyNode):
             )
 
         networks = model.load(
-            "reference_unet", "motion_extractor", "motion_encoder", memory=memory.reference(width, height)
+            "reference_unet", "motion_extractor", "motion_encoder", memory=memory.reference(width, height, model.dtype)
         )
         device = model.device
         reference = encode_reference(

@@ -121,11 +121,11 @@ def _make_stream(
     model: PersonaLiveModel, reference: NodeReference, schedule: Schedule, keyframes: KeyframeSettings
 ) -> Stream:
     height, width = (PIXELS_PER_LATENT * side for side in reference.reference.latents.shape[-2:])
-    room = memory.window(width, height)
+    room = memory.window(width, height, model.dtype, keyframes.limit)
 
     def reference_unet(latents: Tensor, image_embeds: Tensor) -> ReferenceFeatures:
         """Loaded only for the few keyframes: most cards would rather hold the denoising UNet whole."""
-        (network,) = model.load("reference_unet", memory=memory.reference(width, height))
+        (network,) = model.load("reference_unet", memory=memory.reference(width, height, model.dtype))
         features = network(latents, image_embeds)
         model.load(*WINDOW_NETWORKS, memory=room)
         return features

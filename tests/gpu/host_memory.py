@@ -9,6 +9,7 @@ latents of PersonaLive are compared with those of the first mode. Another proces
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import threading
@@ -85,8 +86,8 @@ def write_base(base: Path, weights: Path, portrait: Path, driving: Path) -> None
     whole = load_file(weights / "personalive" / "denoising_unet.safetensors")
     plain = {key: value for key, value in whole.items() if ".motion_modules." not in key}
     save_file(plain, base / "models" / "diffusion_models" / "sd.safetensors")
-    (base / "input" / "portrait.png").symlink_to(portrait)
-    (base / "input" / "driving.mp4").symlink_to(driving)
+    shutil.copy(portrait, base / "input" / "portrait.png")
+    shutil.copy(driving, base / "input" / "driving.mp4")
 
 
 def stable_diffusion(seed: int) -> dict:
