@@ -4,13 +4,13 @@ from . import compat
 
 compat.require_host()
 
-from comfy_api.latest import ComfyExtension, io  # noqa: E402
+from comfy_api.latest import ComfyExtension, io
 
-from .assemble import AssembleVideo  # noqa: E402
-from .load import LoadModel  # noqa: E402
-from .motion import ExtractMotion, PreviewMotion  # noqa: E402
-from .reference import EncodeReference  # noqa: E402
-from .sample import Sample  # noqa: E402
+from .assemble import AssembleVideo
+from .load import LoadModel
+from .motion import ExtractMotion, PreviewMotion
+from .reference import EncodeReference
+from .sample import Sample
 
 
 class PersonaLiveExtension(ComfyExtension):

@@ -17,10 +17,14 @@ def to_pictures(image: Tensor, what: str) -> np.ndarray:
         raise InputError(f"{what} holds numbers that are not finite (NaN): look at the node that made it.")
     if min(image.shape[1:3]) < 32:
         raise InputError(f"{what} is {image.shape[2]} x {image.shape[1]} pixels: give at least 32 x 32.")
+    if image.shape[3] not in (3, 4):
+        raise InputError(
+            f"{what} has {image.shape[3]} channel(s) a pixel: give a colour image, 3 channels or 4 with alpha."
+        )
     if image.shape[3] == 4:
         image, alpha = image[..., :3], image[..., 3:]
         image = image * alpha + (1 - alpha)
-    return (image[..., :3].float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).numpy()
+    return (image.float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).numpy()
 
 
 def to_image(pictures: np.ndarray) -> Tensor:

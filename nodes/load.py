@@ -20,7 +20,7 @@ from ..personalive_core.networks.motion_encoder import MotionEncoder
 from ..personalive_core.networks.motion_extractor import MotionExtractor
 from ..personalive_core.networks.pose_guider import PoseGuider
 from ..personalive_core.networks.reference_unet import ReferenceUNet
-from ..personalive_core.weights import CHECKPOINTS, WeightFiles, checked_state_dict, find_weights, meta_networks
+from ..personalive_core.weights import CHECKPOINTS, checked_state_dict, find_weights, meta_networks
 from . import compat
 
 OFFICIAL = "official"
@@ -59,39 +59,41 @@ ModelType = io.Custom("PERSONALIVE_MODEL")
 
 
 def weight_sets() -> dict[str, Path]:
-    """Name -> folder of each complete set: "official" wherever it is found, and folders under models/personalive."""
+    """Name -> folder of each set, whole or not: "official" wherever it is, and folders under models/personalive."""
     bases = [Path(base) for base in folder_paths.get_folder_paths(FOLDER)]
-    sets = {}
-    for base in (*bases, Path(folder_paths.models_dir)):
-        if OFFICIAL not in sets and _is_complete(find_weights(base)):
-            sets[OFFICIAL] = base
+    found = [base for base in (*bases, Path(folder_paths.models_dir)) if _holds_weights(base)]
+    sets = {OFFICIAL: found[0] if found else bases[0]}
     for base in bases:
         if base.is_dir():
             folders = (entry for entry in sorted(base.iterdir()) if entry.is_dir() and entry.name != "personalive")
-            sets |= {f.name: f for f in folders if f.name not in sets and _is_complete(find_weights(f))}
+            sets |= {folder.name: folder for folder in folders if folder.name not in sets and _holds_weights(folder)}
     return sets
 
 
-def _is_complete(files: WeightFiles) -> bool:
-    return all(getattr(files, name) for name in CHECKPOINTS)
+def _holds_weights(folder: Path) -> bool:
+    files = find_weights(folder)
+    return any(getattr(files, name) for name in CHECKPOINTS)
+
+
+def _missing(folder: Path) -> list[hub.HubFile]:
+    return [file for file in find_weights(folder).missing if file.part in CHECKPOINTS]
 
 
 def _download(folder: Path) -> None:
-    missing = [file for file in find_weights(folder).missing if file.part in CHECKPOINTS]
     bar = comfy.utils.ProgressBar(1)
-    hub.download(folder, missing, progress=lambda _, done, total: bar.update_absolute(done, total))
+    hub.download(folder, _missing(folder), progress=lambda _, done, total: bar.update_absolute(done, total))
 
 
 def load_model(name: str, precision: str, download: bool) -> PersonaLiveModel:
     folder = weight_sets().get(name)
     if folder is None:
-        folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
-        if name != OFFICIAL:
-            raise InputError(f"the weights {name!r} are not in {folder}: choose another set or restart ComfyUI.")
-        if download:
-            _download(folder)
-    files = find_weights(folder)
-    missing = [file for file in files.missing if file.part in CHECKPOINTS]
+        raise InputError(f"the weights {name!r} are not there any more: choose another set.")
+    if name == OFFICIAL and download and _missing(folder):
+        _download(folder)
+    missing = _missing(folder)
+    if missing and name != OFFICIAL:
+        lacking = ", ".join(Path(file.target).name for file in missing)
+        raise InputError(f"the weights {name!r} lack {lacking}: put what is missing beside the other files.")
     if missing:
         raise InputError(
             f"{len(missing)} of the official weight files are not in {folder} (about "
@@ -99,6 +101,7 @@ def load_model(name: str, precision: str, download: bool) -> PersonaLiveModel:
             f"{hub.by_hand(missing, folder)}"
         )
 
+    files = find_weights(folder)
     config = files.config
     patchers = {}
     for network, expected in meta_networks(config).items():
@@ -128,11 +131,8 @@ def _build(name: str, config: ModelConfig, dtype: torch.dtype) -> nn.Module:
 
 
 def _fingerprint(name: str) -> str:
-    folder = weight_sets().get(name)
-    if folder is None:
-        return f"{name} missing"
-    files = find_weights(folder)
-    paths = [getattr(files, checkpoint) for checkpoint in CHECKPOINTS]
+    files = find_weights(weight_sets().get(name, Path()))
+    paths = filter(None, (getattr(files, checkpoint) for checkpoint in CHECKPOINTS))
     return " ".join(f"{path} {path.stat().st_mtime_ns}" for path in paths)
 
 
@@ -147,7 +147,7 @@ class LoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "weights",
-                    options=list(dict.fromkeys([OFFICIAL, *weight_sets()])),
+                    options=list(weight_sets()),
                     default=OFFICIAL,
                     tooltip="The set of weights: 'official', or a folder under models/personalive.",
                 ),

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..personalive_core.errors import InputError
 from ..personalive_core.pictures import fit_picture
-from ..personalive_core.reference import Reference, encode_reference
+from ..personalive_core.reference import Reference, check_size, encode_reference
 from . import convert, memory
 from .load import ModelType, PersonaLiveModel
 
@@ -61,6 +61,7 @@ class EncodeReference(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: PersonaLiveModel, vae, clip_vision, image, width: int, height: int, fit: str):
+        check_size(width, height)
         picture = fit_picture(convert.to_pictures(image[:1], "the portrait")[0], width, height, fit)
         portrait = convert.to_image(picture[None])
         samples = vae.encode(portrait)

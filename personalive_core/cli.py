@@ -94,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _animate(options: argparse.Namespace) -> None:
     from .pictures import fit_picture, read_picture
-    from .standalone import Pipeline, check_size, pick_device
+    from .reference import check_size
+    from .standalone import Pipeline, pick_device
     from .video import VideoReader, VideoWriter
 
     if options.length < 0:

@@ -4,11 +4,25 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .config import LATENT_SCALE
+from .config import LATENT_SCALE, PIXELS_PER_LATENT
+from .errors import InputError
 from .motion import Motion, extract_motion
 from .networks.motion_encoder import MotionEncoder
 from .networks.motion_extractor import MotionExtractor
 from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
+
+MINIMUM_SIDE = 128
+
+
+def check_size(width: int, height: int) -> None:
+    """InputError unless the networks can make pictures of this size, in pixels."""
+    for side, value in (("width", width), ("height", height)):
+        if value < MINIMUM_SIDE or value % PIXELS_PER_LATENT:
+            nearest = max(MINIMUM_SIDE, round(value / PIXELS_PER_LATENT) * PIXELS_PER_LATENT)
+            raise InputError(
+                f"{side} is {value}, but must be a multiple of {PIXELS_PER_LATENT}, at least {MINIMUM_SIDE}: "
+                f"try {nearest}."
+            )
 
 
 @dataclass(frozen=True)

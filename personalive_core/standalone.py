@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
-from .config import CHUNK, LATENT_SCALE, PIXELS_PER_LATENT
+from .config import CHUNK, LATENT_SCALE
 from .errors import InputError
 from .keyframes import KeyframeSettings
 from .motion import Motion, extract_motion
@@ -21,12 +21,11 @@ from .networks.motion_encoder import MotionEncoder
 from .networks.motion_extractor import MotionExtractor
 from .networks.pose_guider import PoseGuider
 from .networks.reference_unet import ReferenceUNet
-from .reference import Reference, encode_reference
+from .reference import Reference, check_size, encode_reference
 from .schedule import Schedule
 from .stream import Stream
 from .weights import WeightFiles, load_network, meta_networks
 
-MINIMUM_SIDE = 128
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's own
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -47,16 +46,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         name = "fp32" if device.type == "cpu" else "fp16"
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
-
-
-def check_size(width: int, height: int) -> None:
-    for side, value in (("width", width), ("height", height)):
-        if value < MINIMUM_SIDE or value % PIXELS_PER_LATENT:
-            nearest = max(MINIMUM_SIDE, round(value / PIXELS_PER_LATENT) * PIXELS_PER_LATENT)
-            raise InputError(
-                f"{side} is {value}, but must be a multiple of {PIXELS_PER_LATENT}, at least {MINIMUM_SIDE}: "
-                f"try {nearest}."
-            )
 
 
 @dataclass

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE.parent / "host")]
 
-from prompts import node  # noqa: E402
-from server import Run, Server  # noqa: E402
+from prompts import node
+from server import Run, Server
 
 GIB = 2**30
 MODES = [
