@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.info("where it came from", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         log.info("where it came from", exc_info=True)
         print(f"error: the GPU has too little memory ({error}): use a smaller -W and -H.", file=sys.stderr)
         return 2

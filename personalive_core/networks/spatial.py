@@ -76,12 +76,11 @@ class Level(nn.Module):
 class UNet(nn.Module):
     """Everything that the reference UNet and the denoising UNet have in common, without the run through it."""
 
-    def __init__(self, config: UNetConfig, *, attention: Attention, **kwargs):
+    def __init__(self, config: UNetConfig, *, operations, attention: Attention, dtype, device):
         super().__init__()
+        kwargs = dict(operations=operations, dtype=dtype, device=device)
         first, last = config.channels[0], config.channels[-1]
-        self.conv_in = kwargs["operations"].Conv2d(
-            config.latent_channels, first, 3, padding=1, **{k: v for k, v in kwargs.items() if k != "operations"}
-        )
+        self.conv_in = operations.Conv2d(config.latent_channels, first, 3, padding=1, dtype=dtype, device=device)
         self.time_embedding = TimeEmbedding(first, config.time_embedding_width, **kwargs)
 
         self.down_blocks = nn.ModuleList()
