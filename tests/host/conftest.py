@@ -1,5 +1,5 @@
 """Real hosts, each started once. They are ComfyUI checkouts with a `.venv`: COMFYUI_PATH names one or more (separated
-as in PATH), else ~/ComfyUI* are taken. COMFYUI_ARGUMENTS replaces `--cpu --fp32-text-enc`."""
+as in PATH), else ~/ComfyUI* are taken. COMFYUI_ARGUMENTS replaces `--cpu --fp32-text-enc --preview-method auto`."""
 
 import os
 import shlex
@@ -48,7 +48,7 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     (base / "custom_nodes" / "personalive").symlink_to(REPOSITORY)
     (base / "custom_nodes" / "personalive_tests").symlink_to(HERE / "pack")
     write_inputs(base / "input")
-    arguments = os.environ.get("COMFYUI_ARGUMENTS", "--cpu --fp32-text-enc")
+    arguments = os.environ.get("COMFYUI_ARGUMENTS", "--cpu --fp32-text-enc --preview-method auto")
     server = Server(request.param, base, *shlex.split(arguments))
     yield server
     server.stop()

@@ -11,7 +11,7 @@ from personalive_core.demo import draw_face
 from personalive_core.video import VideoReader, VideoWriter
 
 RATE = Fraction(30000, 1001)
-FRAMES = 10
+FRAMES = 6
 SIZE = 128
 
 

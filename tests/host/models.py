@@ -4,6 +4,7 @@ The hosts know a Stable Diffusion VAE and a ViT-L image encoder in their publish
 that they know too. The image encoder's 24 layers share one layer's weights, which makes the file small."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,48 +18,60 @@ from personalive_core.seeded import seeded_state_dict, seeded_tensor
 from weights_folder import PUBLISHED_IMAGE_ENCODER, PUBLISHED_VAE, write_weights
 
 CLIP_WIDTH = 768
-CONFIG = replace(TINY, unet=replace(TINY.unet, image_embeds_width=CLIP_WIDTH))
+CONFIG = replace(TINY, unet=replace(TINY.unet, channels=(32, 32, 64, 64), image_embeds_width=CLIP_WIDTH))
+OTHER = replace(CONFIG, unet=replace(CONFIG.unet, image_embeds_width=24))
+SMALLEST_VAE = dict(block_out_channels=(32,) * 4)
+SMALLEST_IMAGE_ENCODER = dict(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, patch_size=14
+)
 
 
 def write_models(models: Path) -> None:
     """Fills a host's models folder. The set `tiny` serves the command line as well: VAE and image encoder of it are
     the ones that the host finds as `sd.safetensors` and `vit_l.bin`."""
-    tiny = models / "personalive" / "tiny"
-    unused = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, patch_size=14)
-    write_weights(tiny, CONFIG, PUBLISHED_VAE, unused)
-    for name in ("other", "incomplete", "cut_off"):
-        (tiny.with_name(name) / "personalive").mkdir(parents=True)
-        for file in (tiny / "personalive").iterdir():
-            (tiny.with_name(name) / "personalive" / file.name).symlink_to(file)
-    (tiny.with_name("incomplete") / "personalive" / "pose_guider.pth").unlink()
-    cut_off = tiny.with_name("cut_off") / "personalive" / "pose_guider.pth"
-    cut_off.unlink()
-    cut_off.write_bytes((tiny / "personalive" / "pose_guider.pth").read_bytes()[:1000])
+    tiny, other, incomplete, cut_off = (
+        models / "personalive" / name for name in ("tiny", "other", "incomplete", "cut_off")
+    )
+    write_weights(tiny, CONFIG, PUBLISHED_VAE, SMALLEST_IMAGE_ENCODER)
+    image_encoder = tiny / "sd-image-variations-diffusers" / "image_encoder"
+    _write_image_encoder(image_encoder)
+    _wake_motion_encoder(tiny / "personalive" / "motion_encoder.pth")
+    write_weights(other, OTHER, SMALLEST_VAE, SMALLEST_IMAGE_ENCODER)
+    for spoilt in (incomplete, cut_off):
+        shutil.copytree(tiny / "personalive", spoilt / "personalive")
+        (spoilt / "personalive" / "pose_guider.pth").unlink()
+    whole = (tiny / "personalive" / "pose_guider.pth").read_bytes()
+    (cut_off / "personalive" / "pose_guider.pth").write_bytes(whole[:1000])
+
     for folder in ("vae", "clip_vision"):
-        (models / folder).mkdir(parents=True)
+        (models / folder).mkdir()
     (models / "vae" / "sd.safetensors").symlink_to(tiny / "sd-vae-ft-mse" / "diffusion_pytorch_model.safetensors")
     _write_taesd(models / "vae" / "taesd.safetensors", 4)
     _write_taesd(models / "vae" / "sixteen_channels.safetensors", 16)
+    (models / "clip_vision" / "vit_l.bin").symlink_to(image_encoder / "pytorch_model.bin")
 
-    encoder = tiny / "sd-image-variations-diffusers" / "image_encoder"
-    _write_image_encoder(encoder)
-    (models / "clip_vision" / "vit_l.bin").symlink_to(encoder / "pytorch_model.bin")
-    weights = torch.load(encoder / "pytorch_model.bin", weights_only=True)
-    del weights["visual_projection.weight"]  # the host then gives 1024 numbers
-    torch.save(weights, models / "clip_vision" / "without_projection.bin")
+
+def _wake_motion_encoder(file: Path) -> None:
+    """With seeded weights of this size, conv6 is far below zero everywhere and the ReLU after it lets nothing through:
+    motion tokens would be the same for all pictures. Turned round and made small, it lets the picture through."""
+    weights = torch.load(file, weights_only=True)
+    for key in ("model.conv6.weight", "model.conv6.bias"):
+        weights[key] /= -30
+    torch.save(weights, file)
 
 
 def _write_image_encoder(folder: Path) -> None:
     with torch.device("meta"):
-        config = CLIPVisionConfig(image_size=224, projection_dim=CLIP_WIDTH, **PUBLISHED_IMAGE_ENCODER)
-        vision = CLIPVisionModelWithProjection(config)
+        vision = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(image_size=224, projection_dim=CLIP_WIDTH, **PUBLISHED_IMAGE_ENCODER)
+        )
     weights = {}
     for key, value in vision.state_dict().items():
         first = re.sub(r"layers\.\d+", "layers.0", key)
         weights[key] = weights[first] if first in weights else seeded_tensor("image_encoder", key, tuple(value.shape))
     torch.save(weights, folder / "pytorch_model.bin")
-    config.architectures = ["CLIPVisionModelWithProjection"]
-    config.save_pretrained(folder)
+    vision.config.architectures = ["CLIPVisionModelWithProjection"]
+    vision.config.save_pretrained(folder)
 
 
 def _write_taesd(file: Path, latent_channels: int) -> None:

@@ -27,7 +27,7 @@ class Run:
     outputs: dict[str, dict] = field(default_factory=dict)
     cached: set[str] = field(default_factory=set)
     progress: list[tuple[str, int, int]] = field(default_factory=list)  # node, value, maximum
-    previews: list[bytes] = field(default_factory=list)  # JPEG
+    previews: dict[str, list[bytes]] = field(default_factory=dict)  # node -> JPEGs
     interrupted: bool = False
     node: str | None = None  # the one that failed
     error: str | None = None
@@ -45,8 +45,8 @@ class Server:
             self.port = free.getsockname()[1]
         command = [_python(folder), "main.py", "--port", str(self.port), "--base-directory", str(base)]
         command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", *arguments]
-        threads = str(min(4, os.cpu_count() or 1))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+        # As in tests/conftest.py: one thread does not crawl where others use the same cores.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -88,7 +88,7 @@ class Server:
             return answer.read()
 
     def post(self, path: str, body: dict) -> dict:
-        """The host's answer; an HTTP error's body as well, with its status under "status"."""
+        """The host's answer, of an HTTP error too."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
@@ -96,7 +96,7 @@ class Server:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
-            return {**json.loads(error.read()), "status": error.code}
+            return json.loads(error.read())
 
     def interrupt(self) -> None:
         self.post("interrupt", {})
@@ -125,20 +125,23 @@ class Server:
         client = uuid.uuid4().hex
         with WebSocket(self.port, f"/ws?clientId={client}") as messages:
             answer = self.post("prompt", {"prompt": self.with_defaults(prompt), "client_id": client})
-            if "status" in answer:
-                return _refused(answer)
-            run, ours = Run(), answer["prompt_id"]
+            run = _complaint(answer)
+            if "prompt_id" not in answer:
+                return run
+            ours, running = answer["prompt_id"], None
             while True:
                 message = messages.receive()
                 if isinstance(message, bytes):
                     if struct.unpack_from(">I", message)[0] == PREVIEW_IMAGE:
-                        run.previews.append(message[8:])
+                        run.previews.setdefault(running, []).append(message[8:])
                     continue
                 kind, data = message["type"], message["data"]
                 if data.get("prompt_id") != ours:
                     continue
                 if kind == "execution_cached":
                     run.cached.update(data["nodes"])
+                elif kind == "executing":
+                    running = data["node"]
                 elif kind == "executed":
                     run.outputs[data["node"]] = data["output"]
                 elif kind == "progress":
@@ -163,12 +166,15 @@ def _python(folder: Path) -> str:
     return sys.executable
 
 
-def _refused(answer: dict) -> Run:
-    """The host found the prompt invalid before running it: its first complaint about a node, or about the whole."""
-    for node, complaint in answer.get("node_errors", {}).items():
-        first = complaint["errors"][0]
-        return Run(node=node, error=f"{first['message']}: {first['details']}", error_type=first["type"])
-    return Run(error=answer["error"]["message"], error_type=answer["error"]["type"])
+def _complaint(answer: dict) -> Run:
+    """What the host found wrong before running: the first about a node, or about the whole. Output nodes that do not
+    depend on that node run nevertheless."""
+    for node, complaint in answer["node_errors"].items():
+        for error in complaint["errors"]:
+            return Run(node=node, error=f"{error['message']}: {error['details']}", error_type=error["type"])
+    if "error" in answer:
+        return Run(error=answer["error"]["message"], error_type=answer["error"]["type"])
+    return Run()
 
 
 class WebSocket:

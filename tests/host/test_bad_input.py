@@ -1,0 +1,88 @@
+"""Whatever is wrong, one node turns red with one sentence, and the server goes on."""
+
+import pytest
+from media import SIZE
+from prompts import node, video
+
+BAD_VAE = node("VAELoader", vae_name="sixteen_channels.safetensors")
+LOAD_OTHER = node("PersonaLiveLoadModel", weights="other")
+
+
+def with_input(name: str, key: str, value, **more: dict) -> dict:
+    """The whole way with one input changed, and perhaps more nodes."""
+    prompt = video() | more
+    prompt[name]["inputs"][key] = value
+    return prompt
+
+
+def picture(kind: str, name: str, key: str) -> dict:
+    return with_input(name, key, ["bad", 0], bad=node("TestPicture", kind=kind))
+
+
+def other_reference() -> dict:
+    prompt = video() | {"smile": node("LoadImage", image="smile.png")}
+    inputs = prompt["reference"]["inputs"] | {"image": ["smile", 0]}
+    prompt["another"] = node("PersonaLiveEncodeReference", **inputs)
+    prompt["sample"]["inputs"]["reference"] = ["another", 0]
+    return prompt
+
+
+def late_vae() -> dict:
+    prompt = with_input("assemble", "vae", ["bad", 0], bad=BAD_VAE)
+    prompt["sample"] = node("EmptyLatentImage", width=SIZE, height=SIZE)
+    return prompt
+
+
+BAD = {
+    "empty portrait": (picture("empty", "reference", "image"), "reference", ["no picture"]),
+    "portrait of NaN": (picture("nan", "reference", "image"), "reference", ["NaN"]),
+    "portrait of one pixel": (picture("one pixel", "reference", "image"), "reference", ["1 x 1", "32"]),
+    "grey portrait": (picture("grey", "reference", "image"), "reference", ["1 channel"]),
+    "empty driving": (picture("empty", "motion", "driving"), "motion", ["no picture"]),
+    "driving of NaN": (picture("nan", "motion", "driving"), "motion", ["NaN"]),
+    "driving of one pixel": (picture("one pixel", "motion", "driving"), "motion", ["1 x 1", "32"]),
+    "video as portrait": (with_input("reference", "image", ["driving", 0]), "reference", ["VIDEO", "IMAGE"]),
+    "odd width": (with_input("reference", "width", 132), "reference", ["132", "multiple of 8"]),
+    "small height": (with_input("reference", "height", 64), "reference", ["64", "128"]),
+    "VAE of pixels": (
+        with_input("reference", "vae", ["bad", 0], bad=node("VAELoader", vae_name="pixel_space")),
+        "reference",
+        ["VAE", "Stable Diffusion 1"],
+    ),
+    "VAE of 16 channels": (
+        with_input("reference", "vae", ["bad", 0], bad=BAD_VAE),
+        "reference",
+        ["VAE", "(1, 16,", "(1, 4,"],
+    ),
+    "VAE of 16 channels at the end": (late_vae(), "assemble", ["(1, 4,", "VAE of 16 channels"]),
+    "CLIP of another width": (with_input("reference", "model", ["bad", 0], bad=LOAD_OTHER), "reference", ["768", "24"]),
+    "reference of another model": (with_input("sample", "model", ["bad", 0], bad=LOAD_OTHER), "sample", ["model"]),
+    "reference of another model, earlier": (
+        with_input("motion", "model", ["bad", 0], bad=LOAD_OTHER),
+        "motion",
+        ["model"],
+    ),
+    "motion of another reference": (other_reference(), "sample", ["reference"]),
+    "weights that are not there": (with_input("model", "weights", "nowhere"), "model", ["nowhere"]),
+    "official weights missing": (with_input("model", "weights", "official"), "model", ["pose_guider", "download"]),
+    "weights with a file missing": (with_input("model", "weights", "incomplete"), "model", ["pose_guider"]),
+    "weights with a file cut off": (with_input("model", "weights", "cut_off"), "model", ["pose_guider.pth", "1000"]),
+    "steps": (with_input("sample", "steps", 5), "sample", ["5", "4"]),
+    "start after the end": (with_input("motion", "start", 1000), "motion", ["1000"]),
+}
+
+
+@pytest.mark.parametrize("prompt, name, words", BAD.values(), ids=BAD)
+def test_one_sentence(host, prompt, name, words):
+    run = host.run(prompt)
+    assert run.node == name, run
+    sentence = run.error.partition("\n")[0]  # missing files are listed under it
+    assert len(sentence) < 300 and all(word in sentence for word in words), run.error
+
+
+def test_server_goes_on(host):
+    prompt = video() | {"preview": node("PersonaLivePreviewMotion", motion=["motion", 0])}
+    prompt["pictures"] = node("PreviewImage", images=["preview", 0])
+    for name in ("sample", "latents", "assemble", "save"):
+        del prompt[name]
+    assert host.run(prompt).error is None

@@ -1,0 +1,167 @@
+"""The nodes as the host describes them, and the whole way through them, in a real host.
+
+In this order a test finds results of the one before it in the host's cache, which saves time and nothing else."""
+
+import time
+
+import av
+import numpy as np
+import torch
+from media import FRAMES, RATE, SIZE, read_frames
+from prompts import node, sampling, video
+from safetensors.torch import load_file
+from server import Run, Server
+
+NODES = {
+    "PersonaLiveLoadModel",
+    "PersonaLiveEncodeReference",
+    "PersonaLiveExtractMotion",
+    "PersonaLivePreviewMotion",
+    "PersonaLiveSample",
+    "PersonaLiveAssembleVideo",
+}
+
+
+def succeed(host: Server, prompt: dict, **options) -> Run:
+    run = host.run(prompt, **options)
+    assert run.error is None and not run.interrupted, f"{run.node}: {run.error}"
+    return run
+
+
+def saved(host: Server, run: Run, name: str, kind: str = "images"):
+    """The path of the one file that the node `name` wrote."""
+    (file,) = run.outputs[name][kind]
+    return host.base / "output" / file["subfolder"] / file["filename"]
+
+
+def latents(host: Server, run: Run) -> torch.Tensor:
+    return load_file(saved(host, run, "latents", "latents"))["latent_tensor"]
+
+
+def test_nodes_are_described(host):
+    ours = {name: info for name, info in host.nodes.items() if name.startswith("PersonaLive")}
+    assert set(ours) == NODES
+    for name, info in ours.items():
+        assert info["category"] == "PersonaLive"
+        assert info["description"]
+        for inputs in (info["input"].get(kind, {}) for kind in ("required", "optional")):
+            for key, (_, options) in inputs.items():
+                assert options.get("tooltip"), f"{name}.{key} has no tooltip"
+        assert host.get_bytes(f"extensions/personalive/docs/{name}.md")
+    order = host.nodes["PersonaLiveSample"]["input_order"]
+    assert [*order["required"], *order.get("optional", [])][-1] == "seed"
+
+
+def test_whole_way(host):
+    run = succeed(host, video())
+    file = saved(host, run, "save")
+    frames = read_frames(file)
+    assert frames.shape == (FRAMES, SIZE, SIZE, 3)
+    assert frames.std() > 5
+    with av.open(str(file)) as container:
+        (picture,), (sound,) = container.streams.video, container.streams.audio
+        assert picture.average_rate == RATE
+        samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(sound)])
+        assert abs(len(samples) / sound.rate - FRAMES / RATE) < 0.05
+        assert abs(samples).max() > 0.1
+    assert latents(host, run).shape == (FRAMES, 4, SIZE // 8, SIZE // 8)
+
+    for name in ("motion", "sample", "assemble"):
+        values = [value for who, value, _ in run.progress if who == name]
+        assert values == sorted(values) and values[-1] == next(m for who, _, m in run.progress if who == name)
+        assert run.previews[name] and all(preview.startswith(b"\xff\xd8") for preview in run.previews[name])
+
+
+def test_host_nodes_take_the_latents(host):
+    prompt = sampling() | {
+        "decode": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
+        "create": node("CreateVideo", images=["decode", 0], fps=["motion", 1], audio=["motion", 2]),
+        "save": node("SaveVideo", video=["create", 0], filename_prefix="video/test", format="auto", codec="auto"),
+    }
+    assert read_frames(saved(host, succeed(host, prompt), "save")).shape == (FRAMES, SIZE, SIZE, 3)
+
+
+def test_another_seed_reuses_reference_and_motion(host):
+    first = succeed(host, sampling(seed=1))
+    second = succeed(host, sampling(seed=2))
+    assert {"model", "reference", "motion"} <= second.cached
+    assert not {"sample", "latents"} & second.cached
+    a, b = latents(host, first), latents(host, second)
+    assert (a - b).norm() / a.norm() > 0.1
+
+
+def test_images_and_video_drive_alike(host):
+    images = {"file": node("LoadVideo", file="driving.mp4"), "driving": node("GetVideoComponents", video=["file", 0])}
+    a = latents(host, succeed(host, sampling(seed=2)))
+    b = latents(host, succeed(host, sampling(seed=2) | images))
+    assert (a - b).norm() / a.norm() < 0.02  # the host's own decoder rounds colours otherwise
+
+
+def test_preview_motion(host):
+    prompt = sampling() | {
+        "preview": node("PersonaLivePreviewMotion", motion=["motion", 0]),
+        "pictures": node("SaveImage", images=["preview", 0], filename_prefix="preview"),
+    }
+    del prompt["sample"], prompt["latents"]
+    assert len(succeed(host, prompt).outputs["pictures"]["images"]) == FRAMES
+
+
+def test_one_picture_drives(host):
+    run = succeed(host, video() | {"driving": node("LoadImage", image="smile.png")})
+    assert len(latents(host, run)) == 1
+    assert len(read_frames(saved(host, run, "save"))) == 1
+
+
+def test_cancel_anywhere_and_go_on(host):
+    prompt = video() | {
+        "smile": node("LoadImage", image="smile.png"),
+        "driving": node("RepeatImageBatch", image=["smile", 0], amount=2 * FRAMES),
+    }
+    for name in ("motion", "sample", "assemble"):
+        seen = []
+
+        def on_progress(who: str, value: int, name=name, seen=seen) -> None:
+            if who == name:
+                seen.append(value)
+                if len(seen) == 1:
+                    host.interrupt()
+
+        run = host.run(prompt, on_progress)
+        assert run.interrupted and run.error is None
+        assert len(seen) <= 2
+    assert len(latents(host, succeed(host, prompt))) == 2 * FRAMES
+
+
+def loaded(host: Server) -> set[str]:
+    return set(host.get("test/loaded_models"))
+
+
+def free(host: Server, forget_outputs: bool) -> None:
+    """Asks until it is done: a host that is tidying up after a prompt may not wake up for it."""
+    deadline = time.monotonic() + 20
+    while loaded(host):
+        assert time.monotonic() < deadline, f"still loaded: {loaded(host)}"
+        host.free(forget_outputs)
+        time.sleep(0.2)
+
+
+def test_models_are_unloaded_and_come_back(host):
+    succeed(host, sampling(seed=1))
+    assert {"DenoisingUNet", "PoseGuider"} <= loaded(host)
+    free(host, forget_outputs=False)
+    run = succeed(host, sampling(seed=2))
+    assert {"model", "reference", "motion"} <= run.cached
+    before = latents(host, run)
+    free(host, forget_outputs=True)
+    run = succeed(host, sampling(seed=2))
+    assert not run.cached
+    assert torch.equal(latents(host, run), before)
+
+
+def test_out_of_memory(host):
+    prompt = sampling(seed=3)
+    prompt["short"] = node("TestOutOfMemory", model=["model", 0])
+    prompt["sample"]["inputs"]["model"] = ["short", 0]
+    run = host.run(prompt)
+    assert run.node == "sample" and "memory" in run.error
+    succeed(host, sampling(seed=3))
