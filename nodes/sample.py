@@ -1,5 +1,7 @@
 """Sample: the portrait's latents, moved by the motion, window by window."""
 
+from itertools import chain
+
 import comfy.latent_formats
 import comfy.model_management
 import comfy.utils
@@ -93,27 +95,15 @@ class Sample(io.ComfyNode):
         state = stream.start(motion.motion, seed)
         done = 0
 
-        def take(latents: Tensor) -> None:
-            nonlocal done
+        for latents in chain(stream.push(state, motion.motion), stream.flush(state)):
             count = latents.shape[2]
             samples[done : done + count] = convert.to_host_latents(latents)
             done += count
-
-        def report(latents: Tensor | None) -> None:
             preview = None
-            if previewer and latents is not None:
+            if previewer and count:
                 preview = previewer.decode_latent_to_preview_image("JPEG", latents[:, :, 0])
             bar.update_absolute(state.window, total, preview)
             comfy.model_management.throw_exception_if_processing_interrupted()
-
-        for first in range(0, frames, CHUNK):
-            latents = None
-            for latents in stream.push(state, motion.motion[first : first + CHUNK]):
-                take(latents)
-            report(latents)
-        for latents in stream.flush(state):
-            take(latents)
-            report(latents)
         return io.NodeOutput({"samples": samples})
 
 

@@ -93,11 +93,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _animate(options: argparse.Namespace) -> None:
+    from transformers.utils import logging as transformers_logging
+
     from .pictures import fit_picture, read_picture
     from .reference import check_size
     from .standalone import Pipeline, pick_device
     from .video import VideoReader, VideoWriter
 
+    transformers_logging.disable_progress_bar()  # ours is enough
     if options.length < 0:
         raise InputError(f"-L is {options.length}, but must be a number of frames, or 0 for all.")
     Schedule(options.steps)  # refuses other counts before any work
@@ -139,8 +142,8 @@ def _animate(options: argparse.Namespace) -> None:
                 for chunk in animated:
                     for pixels in chunk:
                         video.write(pixels, times.popleft())
-                    done += len(chunk)
-                    bar.update(len(chunk))
+                        done += 1
+                        bar.update()
             except KeyboardInterrupt:
                 print(f"\nstopped after {done} frames{f'; they are in {output}' if done else ''}", file=sys.stderr)
                 raise

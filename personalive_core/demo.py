@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from .config import ModelConfig, MotionEncoderConfig, MotionExtractorConfig, PoseGuiderConfig, UNetConfig
 from .keypoints import crop_faces, draw_keypoint_map, retarget, transform_keypoints
-from .seeded import seeded_state_dict
+from .seeded import COMPONENTS, seeded_state_dict
 from .standalone import Pipeline
 from .video import VideoWriter
 from .weights import meta_networks
@@ -64,7 +64,7 @@ def tiny_pipeline() -> Pipeline:
 
 
 def _filled(name: str, network: nn.Module) -> nn.Module:
-    network.load_state_dict(seeded_state_dict(name, network), assign=True)
+    network.load_state_dict(seeded_state_dict(COMPONENTS.get(name, name), network), assign=True)
     return network.eval().requires_grad_(False)
 
 

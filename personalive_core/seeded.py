@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+COMPONENTS = {"motion_encoder": "motion_encoder/v1"}
+"""Network -> its component name, where that is another: with the plain one a ReLU hides every face from the result."""
+
 
 def _random(tag: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=zlib.crc32(tag.encode())))

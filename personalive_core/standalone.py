@@ -72,7 +72,8 @@ class Pipeline:
             # The motion extractor's keypoints are rounded to pixels, so it keeps full precision everywhere.
             own = torch.float32 if name == "motion_extractor" else precision
             networks[name] = load_network(network, weights.paths(name)).to(target, own)
-        vae = _load(AutoencoderKL, weights.vae, precision).to(target)
+        # Without the option diffusers asks for another package, which would only save it a moment's memory.
+        vae = _load(AutoencoderKL, weights.vae, precision, low_cpu_mem_usage=False).to(target)
         image_encoder = _load(CLIPVisionModelWithProjection, weights.image_encoder, precision).to(target)
         return cls(**networks, vae=vae, image_encoder=image_encoder, device=target)
 
@@ -135,7 +136,8 @@ class Pipeline:
                 latents = next(chunks, None)
             if latents is None:
                 return
-            yield self.decode(latents)
+            if latents.shape[2]:
+                yield self.decode(latents)
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
         """uint8 (F, H, W, 3) -> float32 (F, 3, H, W) in [0, 1]."""
@@ -150,13 +152,12 @@ def _clip_pixels(pixels: Tensor) -> Tensor:
     return (small - mean) / std
 
 
-def _load(model_class, folder, dtype: torch.dtype):
+def _load(model_class, folder, dtype: torch.dtype, **options):
     try:
-        return (
-            model_class.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).eval().requires_grad_(False)
-        )
+        model = model_class.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{folder} cannot be loaded as {model_class.__name__} ({reason}): download it again."
         ) from error
+    return model.eval().requires_grad_(False)

@@ -142,9 +142,10 @@ class Stream:
         return state
 
     def push(self, state: StreamState, motion: Motion) -> Iterator[Tensor]:
-        """Take in any number of driving frames -> each finished chunk (1, 4, 4, h, w), scaled latents in float32.
+        """Take in any number of driving frames -> the finished frames (1, 4, F, h, w) of each window that they make.
 
-        Warm-up frames are left out. Frames that do not fill a chunk wait for the next call.
+        Scaled latents in float32; F is 4, and 0 in the first three windows, which finish warm-up frames alone. Frames
+        that do not fill a chunk wait for the next call.
         """
         while len(motion):
             count = CHUNK - state.frames % CHUNK
@@ -152,12 +153,10 @@ class Stream:
             state.frames += len(motion[:count])
             motion = motion[count:]
             if state.frames % CHUNK == 0:
-                chunk = self.step(state, state.recent[-CHUNK:])
-                if state.window > WARM_UP // CHUNK:
-                    yield chunk
+                yield self._driven(state, self.step(state, state.recent[-CHUNK:]))
 
     def flush(self, state: StreamState) -> Iterator[Tensor]:
-        """After the last driving frame: the frames still inside, (1, 4, up to 4, h, w) each. The state is used up."""
+        """After the last driving frame: as `push`, for the windows that bring out what is inside; uses the state up."""
         frames = state.frames
         begun = state.recent[len(state.recent) - frames % CHUNK :]
         known = frames - len(state.recent)  # the driving index of the oldest that is still known
@@ -165,11 +164,8 @@ class Stream:
         filling = state.recent[[reflected(j, frames) - known for j in range(frames, total)]]
         rest = Motion.cat([begun, filling])
         while len(rest):
-            chunk = self.step(state, rest[:CHUNK])
+            yield self._driven(state, self.step(state, rest[:CHUNK]))
             rest = rest[CHUNK:]
-            left = frames - CHUNK * (state.window - 1 - WARM_UP // CHUNK)
-            if state.window > WARM_UP // CHUNK:
-                yield chunk[:, :, :left]
 
     def step(self, state: StreamState, motion: Motion) -> Tensor:
         """One window with the motion of four new frames -> the finished oldest chunk (1, 4, 4, h, w).
@@ -200,6 +196,11 @@ class Stream:
         state.pose_features = pose_features[:, :, CHUNK:]
         state.window += 1
         return latents[:, :, :CHUNK]
+
+    def _driven(self, state: StreamState, chunk: Tensor) -> Tensor:
+        """The frames of the last window's finished chunk that are driving frames, not warm-up or filling."""
+        first = CHUNK * (state.window - 1) - WARM_UP
+        return chunk[:, :, max(0, -first) : max(0, state.frames - first)]
 
     def _add_keyframe(self, state: StreamState, features: ReferenceFeatures) -> None:
         state.keyframes.append(features)

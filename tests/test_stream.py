@@ -135,6 +135,15 @@ def test_as_many_frames_out_as_in(frames: int, steps: int):
     assert latents.isfinite().all()
 
 
+@pytest.mark.parametrize("frames", [1, 10])
+@torch.inference_mode()
+def test_every_window_is_heard_of(frames: int):
+    stream, motion = small_stream(), motion_of(normal("driving", frames, 32, 16))
+    state = stream.start(motion, seed=1)
+    counts = [latents.shape[2] for latents in [*stream.push(state, motion), *stream.flush(state)]]
+    assert counts == {1: [0, 0, 0, 1], 10: [0, 0, 0, 4, 4, 2]}[frames]
+
+
 @torch.inference_mode()
 def test_the_end_is_driven_by_going_back(monkeypatch: pytest.MonkeyPatch):
     stream, motion = small_stream(), motion_of(normal("driving", 18, 32, 16))

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from personalive_core.config import ModelConfig
-from personalive_core.seeded import seeded_state_dict
+from personalive_core.seeded import COMPONENTS, seeded_state_dict
 from personalive_core.weights import NETWORK_FILES, SIZES_FILE, meta_networks
 
 PUBLISHED_VAE = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=256)
@@ -26,7 +26,7 @@ def write_weights(folder: Path, config: ModelConfig, vae: dict, image_encoder: d
     if config != ModelConfig():
         config.write(personalive / SIZES_FILE)
     for name, network in meta_networks(config).items():
-        weights = seeded_state_dict(name, network)
+        weights = seeded_state_dict(COMPONENTS.get(name, name), network)
         for file in NETWORK_FILES[name]:
             of_module = [key for key in weights if (".temporal_modules." in key) == (file == "temporal_module")]
             torch.save({key: weights[key] for key in of_module}, personalive / f"{file}.pth")

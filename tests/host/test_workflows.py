@@ -91,10 +91,10 @@ def test_same_as_prompt(host, name):
 def shown_values(host, item: dict) -> dict:
     """Name -> value of the node's widgets in a template, which holds the values alone."""
     names = []
-    for key, (kind, options) in described(host, item["type"]).items():
+    for key, (kind, *options) in described(host, item["type"]).items():
         if isinstance(kind, list) or kind in WIDGETS:
             names.append(key)
-            if options.get("control_after_generate"):
+            if options and options[0].get("control_after_generate"):
                 names.append("control")
     values = dict(zip(names, item["widgets_values"], strict=True))
     assert values.pop("control", "fixed") == "fixed"
