@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
@@ -82,7 +83,7 @@ class ModelConfig:
         """What `write` wrote; anything the file leaves out has its published size. InputError if it is not that."""
         try:
             given = json.loads(path.read_text())
-            networks = {f.name: f.default_factory for f in fields(cls)}
+            networks: dict[str, Any] = {f.name: f.default_factory for f in fields(cls)}
             return cls(**{name: networks[name](**_tuples(sizes)) for name, sizes in given.items()})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(

@@ -3,8 +3,10 @@ model's own networks at a small size with untrained weights. It shows that every
 
 import logging
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +56,7 @@ def tiny_pipeline() -> Pipeline:
             projection_dim=TINY.unet.image_embeds_width,
         )
     )
-    networks = {name: _filled(name, network) for name, network in meta_networks(TINY).items()}
+    networks: dict[str, Any] = {name: _filled(name, network) for name, network in meta_networks(TINY).items()}
     return Pipeline(
         **networks,
         vae=_filled("vae", vae),
@@ -125,7 +127,7 @@ def _draw_stages(pipeline, reference, portrait, driving, animated) -> Image.Imag
     keypoint_map = draw_keypoint_map(transform_keypoints(poses), SIZE, SIZE)[0]
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
     faces = crop_faces(pixels, motion.boxes, SIZE) / 2 + 0.5
-    rows = [
+    rows: list[Iterable[np.ndarray]] = [
         [np.asarray(Image.fromarray(frame).resize((SIZE, SIZE))) for frame in frames],
         (rearrange(keypoint_map, "c f h w -> f h w c") * 255).byte().numpy(),
         (rearrange(faces, "f c h w -> f h w c") * 255).byte().numpy(),

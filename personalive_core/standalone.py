@@ -1,8 +1,9 @@
 """The whole way without a host: diffusers' VAE and transformers' image encoder around the core."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class Pipeline:
         target = pick_device(device)
         precision = pick_dtype(dtype, target)
         weights.require()
-        networks = {}
+        networks: dict[str, Any] = {}
         for name, network in meta_networks(weights.config).items():
             # The motion extractor's keypoints are rounded to pixels, so it keeps full precision everywhere.
             own = torch.float32 if name == "motion_extractor" else precision
@@ -114,7 +115,7 @@ class Pipeline:
 
     def animate(
         self, reference: Reference, frames: Iterable[np.ndarray], *, steps: int = 4, seed: int = 42
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, None, None]:
         """Driving frames, uint8 (H, W, 3) one after the other -> as many animated ones, up to four at a time.
 
         Frames are asked for only as they are needed, and none are kept: memory does not grow.

@@ -78,7 +78,8 @@ class VideoReader:
     def __init__(self, path: str | Path):
         self.path = Path(path).absolute()  # absolute, so that FFmpeg takes no part of the name for a protocol
         self.problem = None
-        self._graph, self._graph_key = None, None
+        self._graph: av.filter.Graph | None = None
+        self._graph_key: tuple | None = None
         if not self.path.exists():
             raise InputError(f"{path} does not exist; give the path of a video.")
         if self.path.is_dir():
@@ -257,8 +258,12 @@ class VideoWriter:
             raise InputError(f"{path} is a folder; give the name of a video file.")
         self.frame_rate, self.time_base = Fraction(frame_rate), Fraction(time_base)
         self._shape = height, width, 3
-        self._count, self._last, self._held, self._graph, self._sound = 0, None, None, None, None
-        self._container = None
+        self._count = 0
+        self._last: Fraction | None = None
+        self._held: av.Packet | None = None
+        self._graph: av.filter.Graph | None = None
+        self._sound: _Sound | None = None
+        self._container: av.container.OutputContainer | None = None
         self._temporary = self.path.with_name(f".{self.path.stem}-{uuid4().hex[:8]}{self.path.suffix}")
         with self._disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
