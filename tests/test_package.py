@@ -1,0 +1,103 @@
+"""What is installed and released: names and versions agree, and the archives hold what they should."""
+
+import ast
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import personalive_core
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = Path(personalive_core.__file__).resolve().parent
+COMES_WITH_HOST = {"PIL", "aiohttp", "av", "certifi", "einops", "numpy", "safetensors", "torch", "tqdm"}
+HOST = {"comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths", "latent_preview", "nodes", "server"}
+WITHOUT_HOST = {"__main__.py", "cli.py", "demo.py", "standalone.py"}
+
+tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The wheel and the sdist, made without network from a copy."""
+    pytest.importorskip("setuptools", minversion="77", reason="archives are made by setuptools 77")
+    if not (ROOT / "personalive_core").is_dir():
+        pytest.skip("the package is installed: there is no source to build")
+    source, made = tmp_path_factory.mktemp("source") / "personalive", tmp_path_factory.mktemp("made")
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "outputs", "*weights")
+    shutil.copytree(ROOT, source, ignore=left_out)
+    program = f"from setuptools import build_meta as b; b.build_wheel({str(made)!r}); b.build_sdist({str(made)!r})"
+    subprocess.run([sys.executable, "-c", program], cwd=source, check=True, capture_output=True)
+    (wheel,), (sdist,) = made.glob("*.whl"), made.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def test_the_version_is_the_changelogs_and_nowhere_else_in_the_code():
+    version = PYPROJECT["project"]["version"]
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == version
+    code = [*ROOT.glob("*.py"), *ROOT.glob("nodes/*.py"), *CORE.rglob("*.py")]
+    assert not [path for path in code if re.search(r"^__version__|^VERSION\b", path.read_text(encoding="utf-8"), re.M)]
+
+
+def test_the_wheel_is_the_core_alone(archives: tuple[Path, Path]):
+    with zipfile.ZipFile(archives[0]) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        (metadata,) = (Parser().parsestr(wheel.read(n).decode()) for n in wheel.namelist() if n.endswith("/METADATA"))
+    expected = {path.relative_to(CORE.parent).as_posix() for path in CORE.rglob("*.py")}
+    assert names == expected | {"personalive_core/py.typed"}
+    assert metadata["Version"] == PYPROJECT["project"]["version"]
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_all("License-File") == ["LICENSE", "NOTICE"]
+
+
+def test_the_sdist_runs_the_tests(archives: tuple[Path, Path]):
+    with tarfile.open(archives[1]) as sdist:
+        names = {member.name.partition("/")[2] for member in sdist.getmembers() if member.isfile()}
+    folders = ("docs", "nodes", "personalive_core", "tests", "tools", "workflows")
+    files = [*ROOT.glob("[!.]*.*"), *(path for folder in folders for path in (ROOT / folder).rglob("*.*"))]
+    needed = {path.relative_to(ROOT).as_posix() for path in files if path.is_file()}
+    assert {name for name in needed - names if not name.endswith(".pyc") and "/." not in name} == set()
+
+
+def test_every_file_named_in_pyproject_is_there():
+    project, tools = PYPROJECT["project"], PYPROJECT["tool"]
+    named = [project["readme"], *project["license-files"]]
+    named += [str(pattern) for pattern in tools["ruff"]["lint"]["per-file-ignores"]]
+    assert not [name for name in named if not list(ROOT.glob(name))]
+    data = [(p, name) for p, names in tools["setuptools"]["package-data"].items() for name in names]
+    assert not [name for package, name in data if not (CORE.parent / package / name).is_file()]
+    for entry_point in project["scripts"].values():
+        module, _, function = entry_point.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_registry_knows_the_pack_by_a_name_of_its_own():
+    name = PYPROJECT["project"]["name"]
+    assert "comfyui" not in name.lower()
+    assert re.fullmatch(r"[a-z][a-z0-9]*([-._][a-z0-9]+)*", name)
+    oldest = re.search(r"^OLDEST = \((.*)\)$", (ROOT / "nodes/compat.py").read_text(encoding="utf-8"), re.M)[1]
+    assert PYPROJECT["tool"]["comfy"]["requires-comfyui"] == ">=" + oldest.replace(", ", ".")
+
+
+def test_the_pack_imports_only_what_comes_with_the_host_and_so_requires_nothing():
+    imported = set()
+    for path in (ROOT / "__init__.py", *ROOT.glob("nodes/*.py"), *CORE.rglob("*.py")):
+        if path.parent == CORE and path.name in WITHOUT_HOST:
+            continue
+        for statement in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(statement, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in statement.names}
+            elif isinstance(statement, ast.ImportFrom) and not statement.level:
+                imported.add(statement.module.partition(".")[0])
+    assert imported - set(sys.stdlib_module_names) <= COMES_WITH_HOST | HOST
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if line and not line.startswith("#")]
