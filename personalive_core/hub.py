@@ -11,7 +11,8 @@ import re
 import shutil
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -29,11 +30,10 @@ Progress = Callable[[str, int, int], None]
 PERSONALIVE = "huaichang/PersonaLive"
 VAE = "stabilityai/sd-vae-ft-mse"
 IMAGE_ENCODER = "lambdalabs/sd-image-variations-diffusers"
-TAESD = "madebyollin/taesd"
 
-# Branches, because the hub could not be asked for commit ids when this was written; a commit id may stand here, or
-# in the argument of `download`, and pins a repository.
-REVISIONS: Mapping[str, str] = {PERSONALIVE: "main", VAE: "main", IMAGE_ENCODER: "main", TAESD: "main"}
+# Branches, because the hub could not be asked for commit ids when this was written; a commit id in place of one pins
+# the repository.
+REVISIONS = {PERSONALIVE: "main", VAE: "main", IMAGE_ENCODER: "main"}
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,14 @@ class HubFile:
     part: str  # the field of `WeightFiles` that needs it
     repo: str
     path: str  # in the repository
-    target: str  # in the weights folder
+    target: str  # in the weights folder, or absolute
     size: int  # bytes, about
 
-    def address(self, revision: str) -> str:
+    @property
+    def address(self) -> str:
         """Where to fetch it; HF_ENDPOINT names another hub, as it does for the hub's own tools."""
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        return f"{endpoint}/{self.repo}/resolve/{revision}/{self.path}"
+        return f"{endpoint}/{self.repo}/resolve/{REVISIONS[self.repo]}/{self.path}"
 
 
 def _checkpoint(name: str, size: int) -> HubFile:
@@ -74,12 +75,6 @@ FILES: tuple[HubFile, ...] = (
 )
 """All that the model needs. The repositories hold much more (ONNX files, an engine for one kind of GPU)."""
 
-SMALL_DECODER_FILES: tuple[HubFile, ...] = (
-    _folder_file("taesd", TAESD, "config.json", 550),
-    _folder_file("taesd", TAESD, "diffusion_pytorch_model.safetensors", 9_800_000),
-)
-"""A small decoder to choose in place of the VAE's."""
-
 _BLOCK = 1 << 20
 _ATTEMPTS = 5  # in a row without a new byte
 _PAUSE = 1.0  # seconds after the first of these, then twice that, ...
@@ -87,37 +82,30 @@ _TIMEOUT = 30.0  # seconds of silence
 _BROKEN = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)  # no OSError: that may be the disk
 
 
-def by_hand(files: Sequence[HubFile], folder: Path, revisions: Mapping[str, str] | None = None) -> str:
+def by_hand(files: Sequence[HubFile], folder: Path) -> str:
     """One line a file, to fetch it without this tool: its address and the folder it belongs in."""
-    revisions = {**REVISIONS, **(revisions or {})}
-    return "\n".join(f"  {f.address(revisions[f.repo])} -> {(folder / f.target).parent}" for f in files)
+    return "\n".join(f"  {file.address} -> {(folder / file.target).parent}" for file in files)
 
 
-def download(
-    folder: Path,
-    files: Sequence[HubFile] = FILES,
-    revisions: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
-) -> None:
+def download(folder: Path, files: Sequence[HubFile] = FILES, progress: Progress | None = None) -> None:
     """Fetches those of `files` that are not yet at their target in `folder`; without any, the hub is not asked.
 
     For what is missing in every layout and form, give `find_weights(folder).missing`. A file gets its name only when
     it is whole: its size agrees and, for large files, the SHA-256 that the hub states. Until then it is a `.part`
-    file that the next call goes on with. `revisions` (repository -> branch or commit id) goes before `REVISIONS`.
-    InputError: no network, an answer such as 404, another checksum, too little disk (found before the first byte).
+    file that the next call goes on with, also after an exception from `progress`. InputError: no network, an answer
+    such as 404, another checksum, too little disk (found before the first byte).
     """
-    revisions = {**REVISIONS, **(revisions or {})}
     missing = [file for file in files if not (folder / file.target).is_file()]
     if not missing:
         return
     try:
         sources = []
         for file in missing:  # a loop, as the message below names the file
-            sources.append(_ask(file.address(revisions[file.repo])))
+            sources.append(_ask(file.address))
         parts = [_part(folder / file.target, source) for file, source in zip(missing, sources, strict=True)]
         total = sum(source.size for source in sources)
         done = sum(part.stat().st_size for part in parts)
-        _check_disk(folder, total - done)
+        _check_disk(parts, sources)
         for file, source, part in zip(missing, sources, parts, strict=True):
             with closing(_fetch(source, part)) as counts:
                 for count in counts:
@@ -132,7 +120,7 @@ def download(
         left = [file for file in missing if not (folder / file.target).is_file()]
         raise InputError(
             f"{file.target} could not be fetched ({reason}); try again, which goes on from here, or fetch by hand:"
-            f"\n{by_hand(left, folder, revisions)}"
+            f"\n{by_hand(left, folder)}"
         ) from error
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error}): choose another folder.") from error
@@ -196,16 +184,22 @@ def _part(target: Path, source: _Source) -> Path:
     return part
 
 
-def _check_disk(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            f"{folder} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB are still to fetch: "
-            "free some space or choose another folder."
-        )
+def _check_disk(parts: Sequence[Path], sources: Sequence[_Source]) -> None:
+    needed, folders = Counter(), {}  # by disk: the targets may lie on several
+    for part, source in zip(parts, sources, strict=True):
+        state = part.stat()
+        needed[state.st_dev] += source.size - state.st_size
+        folders[state.st_dev] = part.parent
+    for disk, folder in folders.items():
+        free = shutil.disk_usage(folder).free
+        if needed[disk] > free:
+            raise InputError(
+                f"{folder} has {free / 1e9:.2f} GB free and {needed[disk] / 1e9:.2f} GB are still to fetch: "
+                "free some space or choose another folder."
+            )
 
 
-def _fetch(source: _Source, part: Path) -> Iterator[int]:
+def _fetch(source: _Source, part: Path) -> Generator[int, None, None]:
     """Adds to `part` what it lacks; yields the count of bytes of each block (below 0: bytes that had to go)."""
     attempts = 0
     with part.open("a+b") as out:
@@ -214,6 +208,7 @@ def _fetch(source: _Source, part: Path) -> Iterator[int]:
         while block := out.read(_BLOCK):
             digest.update(block)
             done += len(block)
+            yield 0  # who watches may stop here too
         while done < source.size:
             try:
                 request = Request(source.address, headers={"Range": f"bytes={done}-"})
@@ -235,6 +230,7 @@ def _fetch(source: _Source, part: Path) -> Iterator[int]:
                 if isinstance(error, HTTPError) or attempts == _ATTEMPTS:
                     raise
                 _log.warning("%s: %s; going on from byte %d", source.address, error, done)
+                yield 0
                 time.sleep(attempts * _PAUSE)
     if done != source.size or source.sha256 not in (None, digest.hexdigest()):
         part.unlink()

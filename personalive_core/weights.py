@@ -261,7 +261,7 @@ def convert(source: WeightFiles, target: Path, progress: hub.Progress | None = N
 
     In float16, but the motion extractor in float32: its keypoints are rounded to pixels. One file in memory at a
     time; a file gets its name once it is whole, and one that is there and whole stays. InputError: a file is missing,
-    does not fit the model or float16, or the disk is too small.
+    does not fit the model or float16, or the disk is too small. An exception from `progress` leaves no half file.
     """
     networks = meta_networks(source.config)
     todo = []
@@ -272,25 +272,32 @@ def convert(source: WeightFiles, target: Path, progress: hub.Progress | None = N
             keys = {key for key in load_checkpoint(path) if key in used and not _is_computed(key)}
             if not _is_converted(target / f"{name}.safetensors", keys):
                 todo.append((name, path, keys))
-    sizes = [
-        sum(value.numel() * _dtype(name).itemsize for key, value in load_checkpoint(path).items() if key in keys)
+    total = sum(
+        value.numel() * _dtype(name).itemsize
         for name, path, keys in todo
-    ]
+        for key, value in load_checkpoint(path).items()
+        if key in keys
+    )
     try:
         target.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target).free
-        if sum(sizes) > free:
+        if total > free:
             raise InputError(
-                f"{target} has {free / 1e9:.2f} GB free and the converted files need {sum(sizes) / 1e9:.2f} GB: "
+                f"{target} has {free / 1e9:.2f} GB free and the converted files need {total / 1e9:.2f} GB: "
                 "free some space or choose another folder."
             )
         if source.config != ModelConfig():
             source.config.write(target / SIZES_FILE)
-        for i, (name, path, keys) in enumerate(todo):
-            state_dict = {key: value for key, value in load_checkpoint(path).items() if key in keys}
-            _write(_cast(path, state_dict, _dtype(name)), target / f"{name}.safetensors", path.name)
-            if progress:
-                progress(f"{name}.safetensors", sum(sizes[: i + 1]), sum(sizes))
+        done = 0
+        for name, path, keys in todo:
+            cast, dtype = {}, _dtype(name)
+            for key, value in load_checkpoint(path).items():
+                if key in keys:
+                    cast[key] = _cast(path, key, value, dtype)
+                    done += cast[key].nbytes
+                    if progress:
+                        progress(f"{name}.safetensors", done, total)
+            _write(cast, target / f"{name}.safetensors", path.name)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{target} cannot be written ({error}): choose another folder.") from error
 
@@ -307,18 +314,15 @@ def _is_converted(path: Path, keys: set[str]) -> bool:
         return False
 
 
-def _cast(path: Path, state_dict: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def _cast(path: Path, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     limit = torch.finfo(dtype).max
-    cast = {}
-    for key, value in state_dict.items():
-        low, high = value.aminmax()
-        if not (-limit <= low and high <= limit):  # also for NaN
-            raise InputError(
-                f"{key} in {path} goes from {low:.3g} to {high:.3g}, which {dtype} cannot hold: use the file as it is, "
-                "without converting."
-            )
-        cast[key] = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    return cast
+    low, high = value.aminmax()
+    if not (-limit <= low and high <= limit):  # also for NaN
+        raise InputError(
+            f"{key} in {path} goes from {low:.3g} to {high:.3g}, which {dtype} cannot hold: use the file as it is, "
+            "without converting."
+        )
+    return value.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _write(state_dict: dict[str, Tensor], path: Path, source: str) -> None:

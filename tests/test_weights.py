@@ -258,7 +258,7 @@ def test_convert(six, tmp_path):
     assert "pe" not in encoder
     assert {value.dtype for value in encoder.values()} == {torch.float16}
     assert torch.equal(extractor["conv.weight"], load_checkpoint(six.motion_extractor)["conv.weight"])
-    assert len(calls) == 6
+    assert list(dict.fromkeys(name for name, _, _ in calls)) == [f"{name}.safetensors" for name in CHECKPOINTS]
     assert calls[-1][1] == calls[-1][2] > 0
     converted = find_weights(target)
     assert {path.suffix for path in converted.paths("denoising_unet")} == {".safetensors"}
@@ -267,7 +267,18 @@ def test_convert(six, tmp_path):
     calls.clear()
     (target / "pose_guider.safetensors").write_bytes(b"half")
     convert(six, target, progress=lambda *call: calls.append(call))
-    assert [name for name, _, _ in calls] == ["pose_guider.safetensors"]
+    assert {name for name, _, _ in calls} == {"pose_guider.safetensors"}
+
+
+def test_convert_can_be_stopped_and_leaves_no_half_file(six, tmp_path):
+    def stop(name, done, total):
+        if name == "reference_unet.safetensors":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(six, tmp_path / "to", progress=stop)
+    left = sorted(path.name for path in (tmp_path / "to").iterdir())
+    assert left == ["denoising_unet.safetensors", "temporal_module.safetensors"]
 
 
 def test_convert_writes_nothing_of_a_set_that_does_not_fit(six, tmp_path):
