@@ -1,33 +1,23 @@
-"""Load PersonaLive Model: find or fetch the weights, check them, hand the networks to the host's memory management."""
+"""Load PersonaLive Model: the weights, checked, in networks that the host's memory management holds."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import comfy.model_management
 import comfy.ops
 import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io
 from torch import nn
 
-from ..personalive_core import hub
 from ..personalive_core.config import ModelConfig
-from ..personalive_core.errors import InputError
 from ..personalive_core.networks.denoising_unet import DenoisingUNet
 from ..personalive_core.networks.motion_encoder import MotionEncoder
 from ..personalive_core.networks.motion_extractor import MotionExtractor
 from ..personalive_core.networks.pose_guider import PoseGuider
 from ..personalive_core.networks.reference_unet import ReferenceUNet
-from ..personalive_core.weights import CHECKPOINTS, checked_state_dict, find_weights, meta_networks
+from ..personalive_core.weights import WeightFiles, checked_state_dict, find_weights, meta_networks
 from . import compat
-
-OFFICIAL = "official"
-FOLDER = "personalive"
-
-folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER), is_default=True)
-folder_paths.folder_names_and_paths[FOLDER][1].update({".pth", ".safetensors"})
+from .weights import OFFICIAL, fingerprint, prepare, weight_sets
 
 
 @dataclass(frozen=True)
@@ -58,63 +48,24 @@ class PersonaLiveModel:
 ModelType = io.Custom("PERSONALIVE_MODEL")
 
 
-def weight_sets() -> dict[str, Path]:
-    """Name -> folder of each set, whole or not: "official" wherever it is, and folders under models/personalive."""
-    bases = [Path(base) for base in folder_paths.get_folder_paths(FOLDER)]
-    found = [base for base in (*bases, Path(folder_paths.models_dir)) if _holds_weights(base)]
-    sets = {OFFICIAL: found[0] if found else bases[0]}
-    for base in bases:
-        if base.is_dir():
-            folders = (entry for entry in sorted(base.iterdir()) if entry.is_dir() and entry.name != "personalive")
-            sets |= {folder.name: folder for folder in folders if folder.name not in sets and _holds_weights(folder)}
-    return sets
-
-
-def _holds_weights(folder: Path) -> bool:
-    files = find_weights(folder)
-    return any(getattr(files, name) for name in CHECKPOINTS)
-
-
-def _missing(folder: Path) -> list[hub.HubFile]:
-    return [file for file in find_weights(folder).missing if file.part in CHECKPOINTS]
-
-
-def _download(folder: Path) -> None:
-    bar = comfy.utils.ProgressBar(1)
-    hub.download(folder, _missing(folder), progress=lambda _, done, total: bar.update_absolute(done, total))
-
-
-def load_model(name: str, precision: str, download: bool) -> PersonaLiveModel:
-    folder = weight_sets().get(name)
-    if folder is None:
-        raise InputError(f"the weights {name!r} are not there any more: choose another set.")
-    if name == OFFICIAL and download and _missing(folder):
-        _download(folder)
-    missing = _missing(folder)
-    if missing and name != OFFICIAL:
-        lacking = ", ".join(Path(file.target).name for file in missing)
-        raise InputError(f"the weights {name!r} lack {lacking}: put what is missing beside the other files.")
-    if missing:
-        raise InputError(
-            f"{len(missing)} of the official weight files are not in {folder} (about "
-            f"{sum(file.size for file in missing) / 1e9:.1f} GB): switch on 'download', or fetch by hand:\n"
-            f"{hub.by_hand(missing, folder)}"
-        )
-
-    files = find_weights(folder)
+def load_model(files: WeightFiles, precision: str) -> PersonaLiveModel:
     config = files.config
+    networks = meta_networks(config)
+    bar = comfy.utils.ProgressBar(len(networks))
     patchers = {}
-    for network, expected in meta_networks(config).items():
+    for network, expected in networks.items():
+        comfy.model_management.throw_exception_if_processing_interrupted()
         parameters = sum(value.numel() for value in expected.parameters())
         # The motion extractor's keypoints are rounded to pixels, so it keeps full precision.
         dtype = torch.float32 if network == "motion_extractor" else compat.float_dtype(precision, parameters)
-        weights = {
+        state_dict = {
             key: value.to(dtype) if value.is_floating_point() else value
             for key, value in checked_state_dict(expected, files.paths(network)).items()
         }
-        patchers[network] = compat.make_patcher(_build(network, config, dtype), weights)
+        patchers[network] = compat.make_patcher(_build(network, config, dtype), state_dict)
+        bar.update(1)
     dtype = patchers["denoising_unet"].model.get_dtype()
-    return PersonaLiveModel(patchers, config, dtype, f"{_fingerprint(name)} {precision}")
+    return PersonaLiveModel(patchers, config, dtype, f"{fingerprint(files)} {precision}")
 
 
 def _build(name: str, config: ModelConfig, dtype: torch.dtype) -> nn.Module:
@@ -128,12 +79,6 @@ def _build(name: str, config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     if name == "motion_extractor":
         return MotionExtractor(config.motion_extractor, **layers)
     return PoseGuider(config.pose_guider, **layers)
-
-
-def _fingerprint(name: str) -> str:
-    files = find_weights(weight_sets().get(name, Path()))
-    paths = filter(None, (getattr(files, checkpoint) for checkpoint in CHECKPOINTS))
-    return " ".join(f"{path} {path.stat().st_mtime_ns}" for path in paths)
 
 
 class LoadModel(io.ComfyNode):
@@ -160,16 +105,28 @@ class LoadModel(io.ComfyNode):
                 io.Boolean.Input(
                     "download",
                     default=False,
-                    tooltip="Fetch the official weights (10.5 GB) from the Hugging Face hub if they are missing.",
+                    tooltip="Fetch what is missing of the official files from the Hugging Face hub: the weights "
+                    "(10.5 GB) to models/personalive, the VAE (0.3 GB) to models/vae and the image encoder (1.2 GB) to "
+                    "models/clip_vision. If it stops, run again: it goes on where it was.",
+                ),
+                io.Boolean.Input(
+                    "convert",
+                    default=False,
+                    optional=True,
+                    tooltip="Write the .pth files once more as .safetensors in half precision (5.3 GB), which load "
+                    "faster and are used from then on. The node then says which files you may delete.",
                 ),
             ],
             outputs=[ModelType.Output(display_name="model")],
+            # So that it runs, and can fetch the VAE and the image encoder, while their loaders still find no file.
+            is_output_node=True,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, weights: str, precision: str, download: bool) -> str:
-        return _fingerprint(weights)
+    def fingerprint_inputs(cls, weights: str, precision: str, download: bool, convert: bool = False) -> str:
+        folder = weight_sets().get(weights)
+        return fingerprint(find_weights(folder)) if folder else ""
 
     @classmethod
-    def execute(cls, weights: str, precision: str, download: bool) -> io.NodeOutput:
-        return io.NodeOutput(load_model(weights, precision, download))
+    def execute(cls, weights: str, precision: str, download: bool, convert: bool = False) -> io.NodeOutput:
+        return io.NodeOutput(load_model(prepare(weights, download, convert), precision))

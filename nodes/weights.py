@@ -1,0 +1,110 @@
+"""Sets of weights in the host's folders: found where people have them, fetched and converted when the user asks."""
+
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+
+from ..personalive_core import hub
+from ..personalive_core.errors import InputError
+from ..personalive_core.weights import CHECKPOINTS, WeightFiles, convert, find_weights
+
+_log = logging.getLogger(__name__)
+
+OFFICIAL = "official"
+FOLDER = "personalive"
+# Files of the official set that the host's own loaders read -> the host's folder.
+HOST_FILES = {
+    "sd-vae-ft-mse/diffusion_pytorch_model.safetensors": "vae",
+    "sd-image-variations-diffusers/image_encoder/pytorch_model.bin": "clip_vision",
+}
+# Folders of the official set, as it is fetched, in the authors' tool and in another pack: no sets of their own.
+PARTS = ("personalive", "pretrained_weights", "persona_live")
+
+folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER), is_default=True)
+folder_paths.folder_names_and_paths[FOLDER][1].update({".pth", ".safetensors"})
+
+
+def weight_sets() -> dict[str, Path]:
+    """Name -> folder of each set, whole or not: "official" wherever it is, and folders under models/personalive."""
+    bases = [Path(base) for base in folder_paths.get_folder_paths(FOLDER)]
+    found = [base for base in (*bases, Path(folder_paths.models_dir)) if _holds_weights(base)]
+    sets = {OFFICIAL: found[0] if found else bases[0]}
+    for base in bases:
+        if base.is_dir():
+            folders = (entry for entry in sorted(base.iterdir()) if entry.is_dir() and entry.name not in PARTS)
+            sets |= {folder.name: folder for folder in folders if folder.name not in sets and _holds_weights(folder)}
+    return sets
+
+
+def _holds_weights(folder: Path) -> bool:
+    files = find_weights(folder)
+    return any(getattr(files, name) for name in CHECKPOINTS)
+
+
+def prepare(name: str, download: bool, convert: bool) -> WeightFiles:
+    """The six checkpoints of a set, fetched and converted if asked. InputError: no such set, or a file is missing."""
+    folder = weight_sets().get(name)
+    if folder is None:
+        raise InputError(f"there are no weights {name!r} in models/{FOLDER}: choose another set.")
+    if name == OFFICIAL and download:
+        hub.download(folder, _official_files(folder), progress=_progress())
+    files = find_weights(folder)
+    lacking = [Path(file.target).name for file in files.missing if file.part in CHECKPOINTS]
+    if lacking:
+        advice = "switch on 'download' to fetch them" if name == OFFICIAL else "put them beside the other files"
+        raise InputError(f"the weights {name!r} lack {', '.join(lacking)}: {advice}.")
+    return _convert(files) if convert else files
+
+
+def _official_files(folder: Path) -> list[hub.HubFile]:
+    """What to fetch: missing checkpoints, and what the host's own loaders need unless they find a file of its name."""
+    files = [file for file in find_weights(folder).missing if file.part in CHECKPOINTS]
+    for file in hub.FILES:
+        kind, name = HOST_FILES.get(file.target), Path(file.target).name
+        if kind and not folder_paths.get_full_path(kind, name):
+            files.append(replace(file, target=os.path.join(folder_paths.get_folder_paths(kind)[0], name)))
+    return files
+
+
+def _convert(files: WeightFiles) -> WeightFiles:
+    if any(getattr(files, name).suffix == ".pth" for name in CHECKPOINTS):
+        convert(files, files.pose_guider.parent, progress=_progress())
+        files = find_weights(files.folder)
+    old = [path for name in CHECKPOINTS if (path := getattr(files, name).with_suffix(".pth")).is_file()]
+    if old:
+        names, size = ", ".join(path.name for path in old), sum(path.stat().st_size for path in old)
+        _say(f"The .safetensors files in {old[0].parent} are used now. You may delete {names} ({size / 1e9:.1f} GB).")
+    return files
+
+
+def _progress() -> hub.Progress:
+    """The node's progress in bytes. It comes with every few kilobytes, of which the page is told ten times a second."""
+    bar, shown = comfy.utils.ProgressBar(1), 0.0
+
+    def show(_: str, done: int, total: int) -> None:
+        nonlocal shown
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if time.monotonic() - shown > 0.1 or done == total:
+            bar.update_absolute(done, total)
+            shown = time.monotonic()
+
+    return show
+
+
+def _say(text: str) -> None:
+    _log.info(text)
+    PromptServer.instance.send_progress_text(text, get_executing_context().node_id)
+
+
+def fingerprint(files: WeightFiles) -> str:
+    """Another one when a file is another."""
+    paths = filter(None, (getattr(files, name) for name in CHECKPOINTS))
+    return " ".join(f"{path} {path.stat().st_mtime_ns}" for path in paths)

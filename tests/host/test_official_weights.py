@@ -1,0 +1,209 @@
+"""The official weights, fetched and converted by the node, in the newest host: a stand-in for the hub on this machine
+serves the small set under the published names. `fresh` empties the host's models folder."""
+
+import os
+import shlex
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from media import write_inputs
+from prompts import node, sampling
+from server import Server, WebSocket
+
+from personalive_core import hub
+from personalive_core.weights import CHECKPOINTS, SIZES_FILE
+from test_hub import StandIn
+
+REPOSITORY = Path(__file__).parents[2]
+NAMED = os.environ.get("COMFYUI_PATH")
+HOSTS = NAMED.split(os.pathsep) if NAMED else sorted(Path.home().glob("ComfyUI*"))
+TARGETS = {
+    **{name: f"personalive/personalive/{name}.pth" for name in CHECKPOINTS},
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "image_encoder": "clip_vision/pytorch_model.bin",
+}
+"""Part -> where the node has to put it, in the host's models folder."""
+PROGRESS_TEXT = 3  # the host's binary event
+
+
+@pytest.fixture(scope="module")
+def stand_in(models: Path) -> Iterator[StandIn]:
+    tiny = {name: models / "personalive" / "tiny" / "personalive" / f"{name}.pth" for name in CHECKPOINTS}
+    sources = tiny | {
+        "vae": models / "vae" / "taesd.safetensors",
+        "image_encoder": models / "clip_vision" / "vit_l.bin",
+    }
+    files = {
+        f"/{file.repo}/resolve/main/{file.path}": sources[file.part].read_bytes()
+        for file in hub.FILES
+        if Path(file.path).suffix != ".json"
+    }
+    with StandIn(files) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def host(models: Path, stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if not HOSTS:
+        pytest.skip("no ComfyUI")
+    base = tmp_path_factory.mktemp("official")
+    for name in ("custom_nodes", "input", "output"):
+        (base / name).mkdir()
+    (base / "custom_nodes" / "personalive").symlink_to(REPOSITORY)
+    tiny = models / "personalive" / "tiny" / "personalive"
+    (base / "outside").symlink_to(tiny)
+    (base / "models" / "personalive" / "personalive").mkdir(parents=True)
+    shutil.copy(tiny / SIZES_FILE, base / "models" / "personalive" / "personalive")
+    write_inputs(base / "input")
+    arguments = os.environ.get("COMFYUI_ARGUMENTS", "--cpu --fp32-text-enc --preview-method auto")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_ENDPOINT", stand_in.address)
+        environment.setenv("NO_PROXY", "127.0.0.1")
+        server = Server(Path(HOSTS[-1]), base, *shlex.split(arguments))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def fresh(host: Server, stand_in: StandIn) -> None:
+    for path in (host.base / "models").rglob("*"):
+        if path.is_file() and path.name != SIZES_FILE:
+            path.unlink()
+    stand_in.stored, stand_in.drops, stand_in.status, stand_in.pause = {}, [], 0, 0.0
+    stand_in.requests, stand_in.starts, stand_in.sent = 0, [], 0
+
+
+def load(**inputs) -> dict:
+    return {"model": node("PersonaLiveLoadModel", **{"weights": "official", "download": True, **inputs})}
+
+
+def template(**inputs) -> dict:
+    """The whole way, with the file names that the templates have."""
+    prompt = sampling() | load(**inputs)
+    prompt["vae"]["inputs"]["vae_name"] = Path(TARGETS["vae"]).name
+    prompt["clip_vision"]["inputs"]["clip_name"] = Path(TARGETS["image_encoder"]).name
+    return prompt
+
+
+def files_in(host: Server) -> set[str]:
+    models = host.base / "models"
+    return {path.relative_to(models).as_posix() for path in models.rglob("*") if path.is_file()} - {
+        f"personalive/personalive/{SIZES_FILE}"
+    }
+
+
+def test_a_workflow_from_before_convert_is_valid(host):
+    assert "convert" in host.nodes["PersonaLiveLoadModel"]["input"]["optional"]
+
+
+def test_nothing_is_asked_unless_told(host, stand_in, fresh):
+    run = host.run(load(download=False))
+    assert "pose_guider.pth" in run.error and "switch on 'download'" in run.error
+    assert stand_in.requests == 0 and not files_in(host)
+
+
+@pytest.mark.parametrize("name", ["../../outside", "..", "absolute"])
+def test_no_weights_outside_the_hosts_folders(host, fresh, name):
+    outside = str(host.base / "outside") if name == "absolute" else name
+    assert host.run(load(weights=outside, download=False)).error_type == "value_not_in_list"
+    linked = load(weights=["switch", 0]) | {
+        "name": node("PrimitiveString", value=outside),
+        "switch": node("ComfySwitchNode", switch=True, on_true=["name", 0], on_false=["name", 0]),
+    }
+    assert "there are no weights" in host.run(linked).error
+
+
+@pytest.mark.parametrize("folder", ["personalive/pretrained_weights", "persona_live/persona_live/pretrained_weights"])
+def test_what_other_tools_fetched_is_used_in_place(host, models, stand_in, fresh, folder):
+    place = host.base / "models" / folder / "personalive"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(models / "personalive" / "tiny" / "personalive")
+    try:
+        assert host.run(load(download=False)).error is None
+        described = host.get("object_info")["PersonaLiveLoadModel"]["input"]["required"]["weights"]
+        assert ["official"] in (described[0], described[1].get("options"))  # older hosts, newer hosts
+    finally:
+        place.unlink()
+    assert stand_in.requests == 0
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_refused(host, stand_in, fresh, status):
+    stand_in.status = status
+    for _ in range(2):
+        error = host.run(load()).error
+        assert f"denoising_unet.pth could not be fetched (the hub answered {status})" in error
+        for address, target in zip(stand_in.files, TARGETS.values(), strict=True):
+            assert f"{stand_in.address}{address} -> {(host.base / 'models' / target).parent}\n" in f"{error}\n"
+    assert not files_in(host)
+
+
+def test_wrong_file(host, stand_in, fresh):
+    address, content = next(item for item in stand_in.files.items() if "pose_guider" in item[0])
+    stand_in.stored[address] = content[::-1]
+    for _ in range(2):
+        error = host.run(load()).error
+        assert f"{stand_in.address}{address}" in error and "thrown away" in error
+    assert TARGETS["pose_guider"] not in files_in(host)
+
+
+def test_cancelled_halfway_it_goes_on_from_there(host, stand_in, fresh):
+    total = sum(map(len, stand_in.files.values()))
+    stand_in.pause = 0.02
+    run = host.run(load(), on_progress=lambda _, done: done > total / 2 and host.interrupt())
+    assert run.interrupted
+    sizes = {name: (host.base / "models" / name).stat().st_size for name in files_in(host)}
+    have = sum(sizes.values())
+    assert total / 2 < have < total
+    ((part, size),) = ((name, size) for name, size in sizes.items() if name.endswith(".part") and size)
+    stand_in.pause, stand_in.sent, stand_in.starts = 0.0, 0, []
+    assert host.run(load()).error is None
+    assert stand_in.starts[0] == (Path(part).name.rsplit(".", 2)[0], size)
+    assert stand_in.sent == total - have
+    assert files_in(host) == set(TARGETS.values())
+
+
+def test_a_new_user_runs_the_template_twice(host, stand_in, fresh):
+    """The loaders of VAE and image encoder refuse the first run, which fetches their files nevertheless."""
+    stand_in.drops = [100_000]
+    run = host.run(template(precision="fp32"))
+    assert run.node in ("vae", "clip_vision") and run.error_type == "value_not_in_list"
+    assert files_in(host) == set(TARGETS.values())
+    total = sum(map(len, stand_in.files.values()))
+    assert stand_in.sent == total
+    steps = [(done, maximum) for name, done, maximum in run.progress if name == "model"]
+    assert (total, total) in steps and steps[-1] == (5, 5)
+
+    requests = stand_in.requests
+    run = host.run(template(precision="fp32"))
+    assert run.error is None and run.outputs["latents"]
+    assert stand_in.requests == requests
+
+
+def test_convert(host):
+    with WebSocket(host.port, "/ws?clientId=watcher") as messages:
+        run = host.run(load(precision="fp32", download=False, convert=True))
+        assert run.error is None
+        while not isinstance(message := messages.receive(), bytes):
+            pass
+    assert struct.unpack_from(">I", message)[0] == PROGRESS_TEXT
+    for text in (message.decode(), host.log_text()):
+        assert f"You may delete {', '.join(f'{name}.pth' for name in CHECKPOINTS)}" in text
+    converted = {f"personalive/personalive/{name}.safetensors" for name in CHECKPOINTS}
+    assert files_in(host) == set(TARGETS.values()) | converted
+    for name in CHECKPOINTS:
+        (host.base / "models" / TARGETS[name]).unlink()
+    run = host.run(template(precision="fp32", convert=True))
+    assert run.error is None and run.outputs["latents"]
+
+
+def test_offline(host, stand_in, fresh):
+    stand_in.shutdown()
+    stand_in.server_close()
+    error = host.run(load()).error
+    assert "denoising_unet.pth could not be fetched (the hub cannot be reached" in error
+    for address, target in zip(stand_in.files, TARGETS.values(), strict=True):
+        assert f"{stand_in.address}{address} -> {(host.base / 'models' / target).parent}\n" in f"{error}\n"
