@@ -33,17 +33,17 @@ HUB = "https://huggingface.co"
 FILES = f"""
 ## Which files go where
 
-In the folder *models* of ComfyUI:
+Switch on *download* in *Load PersonaLive Model* and press **Run**: it fetches what is missing (12.1 GB). Or put the
+files into the folder *models* of ComfyUI yourself:
 
 - **models/personalive**: the six files ending in *.pth* from
 [huaichang/PersonaLive]({HUB}/huaichang/PersonaLive/tree/main/pretrained_weights/personalive).
-Or switch on *download* in *Load PersonaLive Model*, which fetches them (10.5 GB).
 - **models/vae**: *diffusion_pytorch_model.safetensors* from
 [stabilityai/sd-vae-ft-mse]({HUB}/stabilityai/sd-vae-ft-mse/tree/main).
 - **models/clip_vision**: *pytorch_model.bin* from
 [lambdalabs/sd-image-variations-diffusers]({HUB}/lambdalabs/sd-image-variations-diffusers/tree/main/image_encoder).
 
-Then press **R** on the keyboard, and choose the files in the loaders. You may give them other names.
+Then press **R** on the keyboard, and choose the files in the loaders. You may give the last two other names.
 
 The official weights are for **research use**: read their terms first. Animate only people who agreed to it, and say
 that the result is synthetic.
@@ -282,8 +282,9 @@ class Page:
         self._send("/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": escape}]})
         time.sleep(1)
 
-    def screenshot(self, file: Path) -> None:
-        file.write_bytes(base64.b64decode(self._send("/screenshot")))
+    def screenshot(self) -> bytes:
+        """PNG of the window."""
+        return base64.b64decode(self._send("/screenshot"))
 
     def open(self, workflow: dict) -> dict:
         """Show a template as a whole; returns the API prompt that the page makes of it."""
@@ -359,7 +360,7 @@ def main() -> None:
             check(page, name)
             if options.screenshots:
                 options.screenshots.mkdir(parents=True, exist_ok=True)
-                page.screenshot(options.screenshots / f"{name}.png")
+                (options.screenshots / f"{name}.png").write_bytes(page.screenshot())
     finally:
         page.close()
 
