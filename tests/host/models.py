@@ -35,7 +35,7 @@ def write_models(models: Path) -> None:
     write_weights(tiny, CONFIG, PUBLISHED_VAE, SMALLEST_IMAGE_ENCODER)
     image_encoder = tiny / "sd-image-variations-diffusers" / "image_encoder"
     _write_image_encoder(image_encoder)
-    _wake_motion_encoder(tiny / "personalive" / "motion_encoder.pth")
+    _calm_motion_encoder(tiny / "personalive" / "motion_encoder.pth")
     write_weights(other, OTHER, SMALLEST_VAE, SMALLEST_IMAGE_ENCODER)
     for spoilt in (incomplete, cut_off):
         shutil.copytree(tiny / "personalive", spoilt / "personalive")
@@ -51,12 +51,11 @@ def write_models(models: Path) -> None:
     (models / "clip_vision" / "vit_l.bin").symlink_to(image_encoder / "pytorch_model.bin")
 
 
-def _wake_motion_encoder(file: Path) -> None:
-    """With seeded weights of this size, conv6 is far below zero everywhere and the ReLU after it lets nothing through:
-    motion tokens would be the same for all pictures. Turned round and made small, it lets the picture through."""
+def _calm_motion_encoder(file: Path) -> None:
+    """Seeded motion tokens are so large that sampling is chaotic: a rounding of colours would change the picture."""
     weights = torch.load(file, weights_only=True)
     for key in ("model.conv6.weight", "model.conv6.bias"):
-        weights[key] /= -30
+        weights[key] /= 30
     torch.save(weights, file)
 
 

@@ -35,7 +35,8 @@ def nodes_of(template: dict) -> dict[int, dict]:
 def described(host, class_type: str) -> dict[str, list]:
     """Name -> type and options of each input, in order."""
     info = host.nodes[class_type]
-    return {name: info["input"][kind][name] for kind, names in info["input_order"].items() for name in names}
+    shown = {kind: names for kind, names in info["input_order"].items() if kind != "hidden"}
+    return {name: info["input"][kind][name] for kind, names in shown.items() for name in names}
 
 
 def test_served(host):
