@@ -31,9 +31,9 @@ PERSONALIVE = "huaichang/PersonaLive"
 VAE = "stabilityai/sd-vae-ft-mse"
 IMAGE_ENCODER = "lambdalabs/sd-image-variations-diffusers"
 
-# Branches, because the hub could not be asked for commit ids when this was written; a commit id in place of one pins
-# the repository.
-REVISIONS = {PERSONALIVE: "main", VAE: "main", IMAGE_ENCODER: "main"}
+# Branches, because the hub could not be asked for commit ids when this was written. A commit id in the environment's
+# PERSONALIVE_REVISION pins the model's own weights.
+REVISIONS = {PERSONALIVE: os.environ.get("PERSONALIVE_REVISION", "main"), VAE: "main", IMAGE_ENCODER: "main"}
 
 
 @dataclass(frozen=True)
