@@ -1,6 +1,7 @@
 """The command line with tiny weights on disk: what comes out, and one sentence for everything that cannot work."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -209,8 +210,8 @@ def test_an_interrupt_leaves_a_playable_file(weights, portrait, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     seen = ""
-    while "8/400" not in seen:  # the progress bar counts finished frames
-        seen += process.stderr.read(1)
+    while max(map(int, re.findall(r"(\d+)/400", seen)), default=0) < 8:  # the progress bar counts finished frames
+        seen += process.stderr.readline(80)
         assert process.poll() is None, seen
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

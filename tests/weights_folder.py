@@ -27,6 +27,9 @@ def write_weights(folder: Path, config: ModelConfig, vae: dict, image_encoder: d
         config.write(personalive / SIZES_FILE)
     for name, network in meta_networks(config).items():
         weights = seeded_state_dict(COMPONENTS.get(name, name), network)
+        if name == "motion_encoder":  # its tokens would be so large that a rounding changes the whole picture
+            for key in ("model.conv6.weight", "model.conv6.bias"):
+                weights[key] /= 30
         for file in NETWORK_FILES[name]:
             of_module = [key for key in weights if (".temporal_modules." in key) == (file == "temporal_module")]
             torch.save({key: weights[key] for key in of_module}, personalive / f"{file}.pth")

@@ -35,7 +35,6 @@ def write_models(models: Path) -> None:
     write_weights(tiny, CONFIG, PUBLISHED_VAE, SMALLEST_IMAGE_ENCODER)
     image_encoder = tiny / "sd-image-variations-diffusers" / "image_encoder"
     _write_image_encoder(image_encoder)
-    _calm_motion_encoder(tiny / "personalive" / "motion_encoder.pth")
     write_weights(other, OTHER, SMALLEST_VAE, SMALLEST_IMAGE_ENCODER)
     for spoilt in (incomplete, cut_off):
         shutil.copytree(tiny / "personalive", spoilt / "personalive")
@@ -49,14 +48,6 @@ def write_models(models: Path) -> None:
     _write_taesd(models / "vae" / "taesd.safetensors", 4)
     _write_taesd(models / "vae" / "sixteen_channels.safetensors", 16)
     (models / "clip_vision" / "vit_l.bin").symlink_to(image_encoder / "pytorch_model.bin")
-
-
-def _calm_motion_encoder(file: Path) -> None:
-    """Seeded motion tokens are so large that sampling is chaotic: a rounding of colours would change the picture."""
-    weights = torch.load(file, weights_only=True)
-    for key in ("model.conv6.weight", "model.conv6.bias"):
-        weights[key] /= 30
-    torch.save(weights, file)
 
 
 def _write_image_encoder(folder: Path) -> None:
