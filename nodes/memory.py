@@ -7,7 +7,8 @@ Measured on one H200 with PyTorch 2.11 in float16: 0.25, 1.02 and 2.29 GiB for a
 import torch
 
 GIB = 2**30
-KEYFRAME_SHARE = 0.15  # of a window's activations, for the keys and values of each keyframe; reckoned from their size, not measured
+# Of a window's activations, for the keys and values of each keyframe: reckoned from their size, not measured.
+KEYFRAME_SHARE = 0.15
 
 
 def _scale(width: int, height: int, dtype: torch.dtype) -> float:
