@@ -88,17 +88,17 @@ def retarget(reference: HeadPose, driving: HeadPose, first: HeadPose) -> HeadPos
 
 
 def warm_up_poses(reference: HeadPose, first: HeadPose) -> HeadPose:
-    """The 12 poses before the first driving frame: the angles go from the portrait's (pose 0 is its own) to `first`'s.
+    """The 12 poses before the first driving frame, from the portrait's (pose 0 is its own) to that frame's.
 
-    Both poses are of one frame. Translation, scale and keypoints stay the portrait's.
+    `first` is the first driving frame retargeted, one frame as `reference`. As published its translation and scale are
+    the portrait's own, and only the angles move.
     """
     weights = torch.arange(WARM_UP, device=reference.angles.device)[:, None] / WARM_UP
-    return HeadPose(
-        angles=reference.angles + weights * (first.angles - reference.angles),
-        translation=reference.translation.expand(WARM_UP, -1),
-        scale=reference.scale.expand(WARM_UP, -1),
-        keypoints=reference.keypoints.expand(WARM_UP, -1, -1),
+    angles, translation, scale = (
+        getattr(reference, name) + weights * (getattr(first, name) - getattr(reference, name))
+        for name in ("angles", "translation", "scale")
     )
+    return HeadPose(angles, translation, scale, reference.keypoints.expand(WARM_UP, -1, -1))
 
 
 def _dot_pixels(keypoints: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,15 @@ class Motion:
             torch.cat([m.boxes for m in motions]),
         )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, to be stored; `of_tensors` puts them together again."""
+        return {"tokens": self.tokens, "boxes": self.boxes, **{f"pose.{key}": x for key, x in vars(self.pose).items()}}
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor]) -> "Motion":
+        pose = {key.removeprefix("pose."): x for key, x in tensors.items() if key.startswith("pose.")}
+        return cls(HeadPose(**pose), tensors["tokens"], tensors["boxes"])
+
 
 def extract_motion(
     extractor: MotionExtractor, encoder: MotionEncoder, frames: Tensor, previous: Motion | None = None

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .adjust import PUBLISHED, Strength, retarget_motion
 from .config import CHUNK, PIXELS_PER_LATENT, WARM_UP, WINDOW
 from .denoise import denoise_window
 from .errors import InputError
 from .keyframes import FIRST_WINDOW, KeyframeBank, KeyframeSettings
-from .keypoints import HeadPose, draw_keypoint_map, retarget, transform_keypoints, warm_up_poses
+from .keypoints import HeadPose, draw_keypoint_map, transform_keypoints, warm_up_poses
 from .motion import Motion
 from .networks.denoising_unet import Conditioning, DenoisingUNet
 from .networks.pose_guider import PoseGuider
@@ -28,7 +29,7 @@ class StreamState:
     """All that changes from window to window; made by `Stream.start`, passed to every call, dropped at the end."""
 
     generator: torch.Generator
-    first_pose: HeadPose  # of the first driving frame
+    neutral: Motion  # of the driver's frame that counts as normal; as published, the first one
     latents: Tensor  # (1, 4, 12, h, w) float32, oldest first
     motion_tokens: Tensor  # (12, 32, 16) float32 on the CPU
     pose_features: Tensor  # (1, 320, 12, h, w)
@@ -47,12 +48,10 @@ class StreamState:
             "motion_tokens": self.motion_tokens,
             "pose_features": self.pose_features,
             "bank": self.bank.tokens,
-            "recent.tokens": self.recent.tokens,
-            "recent.boxes": self.recent.boxes,
             "counts": torch.tensor([self.frames, self.window, len(self.keyframes)]),
         }
-        for name, pose in (("first_pose", self.first_pose), ("recent.pose", self.recent.pose)):
-            tensors |= {f"{name}.{key}": value for key, value in vars(pose).items()}
+        for name, motion in (("neutral", self.neutral), ("recent", self.recent)):
+            tensors |= {f"{name}.{key}": value for key, value in motion.tensors().items()}
         for i, features in enumerate(self.keyframes):
             tensors |= {f"keyframes.{i}.{key}": value for key, value in features.items()}
         save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, path)
@@ -79,31 +78,40 @@ class Stream:
         schedule: Schedule,
         keyframes: KeyframeSettings,
         device: torch.device | str,
+        strength: Strength = PUBLISHED,
     ):
+        keyframes.check()
+        strength.check()
+        self.strength = strength
         self.denoising_unet, self.reference_unet, self.pose_guider = denoising_unet, reference_unet, pose_guider
         self.schedule, self.keyframes = schedule, keyframes
         self.device, self.dtype = torch.device(device), denoising_unet.get_dtype()
         self.latents = reference.latents.to(self.device)
         self.image_embeds = self._to_network(reference.image_embeds)
         self.motion = reference.motion
-        features = {path: self._to_network(value) for path, value in reference.features.items()}
-        self.conditioning = denoising_unet.condition(self.image_embeds, features)
+        self.features = {path: self._to_network(value) for path, value in reference.features.items()}
+        self.conditioning = denoising_unet.condition(self.image_embeds, self.features)
 
-    def start(self, first: Motion, seed: int) -> StreamState:
-        """Begin with three warm-up chunks between the portrait and `first`, the motion of the first driving frame."""
+    def start(self, first: Motion, seed: int, neutral: Motion | None = None) -> StreamState:
+        """Begin with three warm-up chunks between the portrait and `first`, the motion of the first driving frame.
+
+        `neutral` is the driver's motion that counts as normal, one frame; None takes `first`, as published.
+        """
         generator = torch.Generator().manual_seed(seed)
-        first = first[:1]
+        neutral = first[:1] if neutral is None else neutral
+        recent = first[:0]
+        first = retarget_motion(self.motion, first[:1], neutral, self.strength)
         weights = torch.arange(WARM_UP)[:, None, None] / WARM_UP
         return StreamState(
             generator=generator,
-            first_pose=first.pose,
+            neutral=neutral,
             latents=self._noised(generator, self.schedule.warm_up_timesteps()),
             motion_tokens=torch.lerp(self.motion.tokens, first.tokens, weights),
             pose_features=self._pose_features(warm_up_poses(self.motion.pose, first.pose)),
             bank=KeyframeBank(self.motion.tokens),
             keyframes=[],
             conditioning=self.conditioning,
-            recent=first[:0],
+            recent=recent,
         )
 
     def resume(self, path: Path) -> StreamState:
@@ -111,7 +119,8 @@ class Stream:
 
         InputError if it was made with another portrait or size.
         """
-        saved = load_file(path)
+        # Copied: tensors of a file lie anywhere in memory, and on a CPU the last bit of a result depends on where.
+        saved = {key: value.clone() for key, value in load_file(path).items()}
         if not torch.equal(saved["bank"][:1], self.motion.tokens):
             raise InputError(f"{path} was saved with another portrait: resume it with its own.")
         if saved["latents"].shape[-2:] != self.latents.shape[-2:]:
@@ -126,14 +135,14 @@ class Stream:
         generator.set_state(saved["generator"])
         state = StreamState(
             generator=generator,
-            first_pose=HeadPose(**group("first_pose.")),
+            neutral=Motion.of_tensors(group("neutral.")),
             latents=saved["latents"].to(self.device),
             motion_tokens=saved["motion_tokens"],
             pose_features=self._to_network(saved["pose_features"]),
             bank=KeyframeBank(saved["bank"]),
             keyframes=[],
             conditioning=self.conditioning,
-            recent=Motion(HeadPose(**group("recent.pose.")), saved["recent.tokens"], saved["recent.boxes"]),
+            recent=Motion.of_tensors(group("recent.")),
             frames=frames,
             window=window,
         )
@@ -172,11 +181,15 @@ class Stream:
 
         The first three windows give warm-up frames, which a live stream may show.
         """
+        if self.keyframes.returns(state.window):
+            state.bank, state.keyframes = KeyframeBank(self.motion.tokens), []
+            state.conditioning = self.conditioning
+            self._add_keyframe(state, self.features)
         newest = self._noised(state.generator, self.schedule.timesteps(0)[-CHUNK:])
-        poses = retarget(self.motion.pose, motion.pose, state.first_pose)
+        motion = retarget_motion(self.motion, motion, state.neutral, self.strength)
         latents = torch.cat([state.latents, newest], dim=2)
         motion_tokens = torch.cat([state.motion_tokens, motion.tokens])
-        pose_features = torch.cat([state.pose_features, self._pose_features(poses)], dim=2)
+        pose_features = torch.cat([state.pose_features, self._pose_features(motion.pose)], dim=2)
 
         latents = denoise_window(
             self.denoising_unet,

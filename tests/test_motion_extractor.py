@@ -29,7 +29,9 @@ def test_keypoints(network):
     reference = network(uniform("in/ref", 1, 3, 256, 256))
     driving = network(uniform("in/drv", 6, 3, 256, 256))
     first = driving[:1]
-    start = HeadPose.cat([warm_up_poses(reference, first), retarget(reference, driving[:4], first)])
+    start = HeadPose.cat(
+        [warm_up_poses(reference, retarget(reference, first, first)), retarget(reference, driving[:4], first)]
+    )
     assert error(transform_keypoints(start), g["retargeted_first"]) < 1e-5
     assert error(transform_keypoints(retarget(reference, driving[4:], first)), g["retargeted_next"]) < 1e-5
     assert error(transform_keypoints(driving[:4]), g["driving_keypoints_first"]) < 1e-5

@@ -168,3 +168,25 @@ def test_without_keyframes_none_are_made():
     assert state.window == 12
     assert not state.keyframes
     assert len(state.bank.tokens) > 1
+
+
+@torch.inference_mode()
+def test_the_portrait_returns_as_a_keyframe():
+    """Window 13 takes in frames 52 to 55, the first after frame 50; window 25 frames 100 to 103."""
+    stream, motion = small_stream(return_every=50), motion_of(normal("driving", 108, 32, 16))
+    plain, state = small_stream().start(motion, seed=1), stream.start(motion, seed=1)
+    same = []
+    for window in range(27):
+        a = small_stream().step(plain, motion[4 * window :][:4])
+        same.append(torch.equal(a, stream.step(state, motion[4 * window :][:4])))
+        portrait = [features is stream.features for features in state.keyframes]
+        assert len(portrait) <= 3
+        assert any(portrait) == (window >= 13) and not any(portrait[1:])
+        if window in (13, 25):
+            assert len(state.bank.tokens) <= 2
+    assert same.index(False) == 13
+
+
+def test_a_return_without_keyframes_is_refused():
+    with pytest.raises(InputError, match="at least 1 keyframe"):
+        small_stream(limit=0, return_every=25)
