@@ -63,6 +63,7 @@ def retarget_motion(reference: Motion, driving: Motion, neutral: Motion, strengt
         ),
         _lerp(reference.tokens, tokens, strength.expression),
         driving.boxes,
+        driving.held,
     )
 
 

@@ -139,6 +139,21 @@ def face_boxes(keypoints: Tensor) -> Tensor:
     return boxes.clamp(0, BOX_GRID - 1).long()
 
 
+def _is_full(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+
+
+def has_face_box(keypoints: Tensor) -> Tensor:
+    """(F, 21, 3) -> (F,): whether these keypoints give a face box that holds anything."""
+    return _is_full(face_boxes(keypoints))
+
+
+def dots_inside(keypoints: Tensor) -> Tensor:
+    """(F, 21, 3) -> (F,): how many of the seven keypoints that are drawn lie inside the picture."""
+    x, y = _dot_pixels(keypoints, BOX_GRID, BOX_GRID)
+    return ((x >= 0) & (x < BOX_GRID) & (y >= 0) & (y < BOX_GRID)).sum(-1)
+
+
 def fill_empty_boxes(boxes: Tensor, previous: Tensor | None) -> Tensor:
     """Boxes (F, 4) where each empty one is replaced by the last good one before it.
 
@@ -147,7 +162,7 @@ def fill_empty_boxes(boxes: Tensor, previous: Tensor | None) -> Tensor:
     if previous is None:
         previous = torch.zeros_like(boxes[0])
         previous[2:] = BOX_GRID
-    is_good = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    is_good = _is_full(boxes)
     numbers = torch.arange(1, len(boxes) + 1, device=boxes.device)
     last_good = torch.where(is_good, numbers, 0).cummax(0).values
     return torch.cat([previous[None], boxes])[last_good]

@@ -1,6 +1,6 @@
 """From driving frames to motion: head poses from the whole frame, motion tokens from the face crop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,18 +16,24 @@ from .networks.motion_extractor import MotionExtractor
 class Motion:
     """What is known of F driving frames: a few KB each, float32 on the CPU, for any portrait and any output size.
 
-    pose: their head poses; tokens (F, 32, 16); boxes (F, 4) face boxes x1, y1, x2, y2 on a 512 x 512 grid.
+    pose: their head poses; tokens (F, 32, 16); boxes (F, 4) face boxes x1, y1, x2, y2 on a 512 x 512 grid; held (F,)
+    uint8: 0 where a frame's motion is its own, else why it is not (`held.Reason`).
     """
 
     pose: HeadPose
     tokens: Tensor
     boxes: Tensor
+    held: Tensor = None  # type: ignore[assignment]  # all zero where not given
+
+    def __post_init__(self) -> None:
+        if self.held is None:
+            object.__setattr__(self, "held", torch.zeros(len(self.tokens), dtype=torch.uint8))
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: slice | list[int]) -> "Motion":
-        return Motion(self.pose[index], self.tokens[index], self.boxes[index])
+        return Motion(self.pose[index], self.tokens[index], self.boxes[index], self.held[index])
 
     @staticmethod
     def cat(motions: "list[Motion]") -> "Motion":
@@ -35,16 +41,22 @@ class Motion:
             HeadPose.cat([m.pose for m in motions]),
             torch.cat([m.tokens for m in motions]),
             torch.cat([m.boxes for m in motions]),
+            torch.cat([m.held for m in motions]),
         )
+
+    def marked(self, reason: int) -> "Motion":
+        """The same, held in every frame for this reason."""
+        return replace(self, held=torch.full_like(self.held, reason))
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, to be stored; `of_tensors` puts them together again."""
-        return {"tokens": self.tokens, "boxes": self.boxes, **{f"pose.{key}": x for key, x in vars(self.pose).items()}}
+        own = {"tokens": self.tokens, "boxes": self.boxes, "held": self.held}
+        return own | {f"pose.{key}": x for key, x in vars(self.pose).items()}
 
     @classmethod
     def of_tensors(cls, tensors: dict[str, Tensor]) -> "Motion":
         pose = {key.removeprefix("pose."): x for key, x in tensors.items() if key.startswith("pose.")}
-        return cls(HeadPose(**pose), tensors["tokens"], tensors["boxes"])
+        return cls(HeadPose(**pose), tensors["tokens"], tensors["boxes"], tensors["held"])
 
 
 def extract_motion(

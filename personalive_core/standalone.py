@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
+from .adjust import PUBLISHED, Strength
 from .config import CHUNK, LATENT_SCALE
 from .errors import InputError
+from .held import Hold
 from .keyframes import KeyframeSettings
 from .motion import Motion, extract_motion
 from .networks.denoising_unet import DenoisingUNet
@@ -95,7 +97,13 @@ class Pipeline:
         return extract_motion(self.motion_extractor, self.motion_encoder, self._pixels(frames), previous)
 
     @torch.inference_mode()
-    def stream(self, reference: Reference, steps: int = 4, keyframes: KeyframeSettings | None = None) -> Stream:
+    def stream(
+        self,
+        reference: Reference,
+        steps: int = 4,
+        keyframes: KeyframeSettings | None = None,
+        strength: Strength = PUBLISHED,
+    ) -> Stream:
         return Stream(
             reference,
             denoising_unet=self.denoising_unet,
@@ -104,6 +112,7 @@ class Pipeline:
             schedule=Schedule(steps),
             keyframes=keyframes or KeyframeSettings(),
             device=self.device,
+            strength=strength,
         )
 
     @torch.inference_mode()
@@ -113,23 +122,56 @@ class Pipeline:
         pixels = (self.vae.decode(frames).sample.float() / 2 + 0.5).clamp(0, 1)
         return rearrange((pixels * 255).round().byte(), "f c h w -> f h w c").cpu().numpy()
 
+    def motions(self, frames: Iterable[np.ndarray], hold: bool = True) -> Iterator[Motion]:
+        """Driving frames, uint8 (H, W, 3) one after the other -> their motion, in pieces, as many frames in all.
+
+        With `hold`, the last good motion stands in for frames without a face: see `held.Hold`. InputError where there
+        is no frame, or none with a face.
+        """
+        frames, holding, motion = iter(frames), Hold(), None
+        while chunk := list(islice(frames, CHUNK)):
+            with torch.inference_mode():
+                pixels = self._pixels(np.stack(chunk))
+                motion = extract_motion(self.motion_extractor, self.motion_encoder, pixels, motion)
+                ready = holding.push(motion, pixels) if hold else motion
+            yield ready
+        if motion is None:
+            raise InputError("there are no driving frames: give a video or a picture with at least one.")
+        holding.finish()
+
     def animate(
-        self, reference: Reference, frames: Iterable[np.ndarray], *, steps: int = 4, seed: int = 42
+        self, reference: Reference, frames: Iterable[np.ndarray], *, hold: bool = True, **settings: Any
     ) -> Generator[np.ndarray, None, None]:
         """Driving frames, uint8 (H, W, 3) one after the other -> as many animated ones, up to four at a time.
 
-        Frames are asked for only as they are needed, and none are kept: memory does not grow.
+        Frames are asked for only as they are needed, and none are kept: memory does not grow. `settings` are those of
+        `animate_motion`.
         """
-        stream, frames = self.stream(reference, steps), iter(frames)
-        state = motion = None
-        while chunk := list(islice(frames, CHUNK)):
-            motion = self.extract_motion(np.stack(chunk), motion)
-            with torch.inference_mode():
-                state = state or stream.start(motion, seed)
-            yield from self._decoded(stream.push(state, motion))
-        if state is None:
-            raise InputError("there are no driving frames: give a video or a picture with at least one.")
-        yield from self._decoded(stream.flush(state))
+        return self.animate_motion(reference, self.motions(frames, hold), **settings)
+
+    def animate_motion(
+        self,
+        reference: Reference,
+        motions: Iterable[Motion],
+        *,
+        steps: int = 4,
+        seed: int = 42,
+        keyframes: KeyframeSettings | None = None,
+        strength: Strength = PUBLISHED,
+        neutral: Motion | None = None,
+    ) -> Generator[np.ndarray, None, None]:
+        """Motion in pieces of any length -> as many animated frames, up to four at a time.
+
+        `neutral` is the driver's motion that counts as normal, one frame; None takes the first.
+        """
+        stream, state = self.stream(reference, steps, keyframes, strength), None
+        for motion in motions:
+            if len(motion):
+                with torch.inference_mode():
+                    state = state or stream.start(motion, seed, neutral)
+                yield from self._decoded(stream.push(state, motion))
+        if state is not None:
+            yield from self._decoded(stream.flush(state))
 
     def _decoded(self, chunks: Iterator[Tensor]) -> Iterator[np.ndarray]:
         while True:

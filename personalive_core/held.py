@@ -1,0 +1,134 @@
+"""Frames that say nothing about the driver's face: the last good motion is held through them, and blended back after.
+
+Whether a frame is good is told from what is there anyway: the keypoints, the head's angles, and the picture at 32 x 32.
+The networks have no output that says "this is a face", so an ordinary picture without one may pass.
+"""
+
+from enum import IntEnum
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .errors import InputError
+from .keypoints import HeadPose, dots_inside, has_face_box, transform_keypoints
+from .motion import Motion
+
+THUMBNAIL = 32  # pixels on a side
+FLAT = 0.02  # standard deviation of a thumbnail, of 1; frames of a person have 0.2
+CUT = 0.15  # mean difference between the thumbnails of two frames, of 1; frames of one shot differ by 0.03 at most
+FEWEST_DOTS = 3  # of the seven keypoints, inside the picture
+TURNED_AWAY = 75  # degrees between where the head looks and the camera
+BLEND = 4  # frames from the held motion back to the driver's
+
+
+class Reason(IntEnum):
+    """Why a frame's motion is not its own."""
+
+    GOOD = 0
+    NO_FACE = 1
+    NO_PICTURE = 2
+    TURNED_AWAY = 3
+    SCENE_CUT = 4
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+class Hold:
+    """Takes the motion of driving frames in any number of pieces, and gives it out with bad frames held.
+
+    Good frames keep every bit, but for the four after held ones, which are blended. Frames before the first good one
+    wait for it and get its motion. What comes out does not depend on how the frames are cut into pieces.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Reason] = []  # frames before the first good one
+        self._shown: Motion | None = None  # the last motion given out
+        self._anchor: Motion | None = None  # the held motion that is blended back from
+        self._blended = 0  # frames since it was held
+        self._thumbnail: Tensor | None = None  # of the last frame with a picture
+        self._was_cut = False
+
+    def push(self, motion: Motion, frames: Tensor) -> Motion:
+        """The motion of F frames as extracted, and the frames (F, 3, H, W) in [0, 1] -> what is ready, marked `held`.
+
+        Nothing is ready before the first good frame.
+        """
+        thumbnails = F.interpolate(frames, size=(THUMBNAIL, THUMBNAIL), mode="area").cpu()
+        ready = []
+        for i, reason in enumerate(_judge(motion)):
+            reason, is_cut = self._look(reason, thumbnails[i])
+            ready += self._next(motion[i : i + 1], reason, is_cut)
+        return Motion.cat(ready) if ready else motion[:0]
+
+    def finish(self) -> None:
+        """InputError if no frame was good."""
+        if self._waiting:
+            reasons = {str(reason): self._waiting.count(reason) for reason in Reason if reason in self._waiting}
+            found = ", ".join(f"{reason} in {count}" for reason, count in reasons.items())
+            raise InputError(
+                f"none of the {len(self._waiting)} driving frames shows a face ({found}): give a video with one face, "
+                "large in the picture."
+            )
+
+    def _look(self, reason: Reason, thumbnail: Tensor) -> tuple[Reason, bool]:
+        """The reason that the picture adds to those of the networks, and whether it is far from the one before."""
+        if thumbnail.std() < FLAT:
+            return Reason.NO_PICTURE, False
+        before, self._thumbnail = self._thumbnail, thumbnail
+        is_cut = before is not None and (thumbnail - before).abs().mean().item() > CUT
+        # Pictures that differ one by one are no video with cuts, but a series of photos: each counts for itself.
+        reason = reason or (Reason.SCENE_CUT if is_cut and not self._was_cut else Reason.GOOD)
+        return reason, is_cut
+
+    def _next(self, own: Motion, reason: Reason, is_cut: bool) -> list[Motion]:
+        in_series = is_cut and self._was_cut
+        self._was_cut = is_cut
+        if self._shown is None:
+            if reason not in (Reason.GOOD, Reason.SCENE_CUT):
+                self._waiting.append(reason)
+                return []
+            waited, self._waiting, self._shown = self._waiting, [], own
+            return [*(own.marked(before) for before in waited), own]
+        if reason:
+            self._anchor, self._blended = self._shown, 0
+            return [self._shown.marked(reason)]
+        self._shown = own
+        if self._anchor is not None:
+            self._blended += 1
+            if self._blended > BLEND or in_series:
+                self._anchor = None
+            else:
+                self._shown = _blend(self._anchor, own, self._blended / (BLEND + 1))
+        return [self._shown]
+
+
+def _judge(motion: Motion) -> list[Reason]:
+    """What the networks' outputs say about each frame."""
+    keypoints = transform_keypoints(motion.pose)
+    has_face = has_face_box(keypoints) & (dots_inside(keypoints) >= FEWEST_DOTS)
+    pitch, yaw, _ = motion.pose.angles.deg2rad().unbind(-1)
+    away = (pitch.cos() * yaw.cos()).clamp(-1, 1).acos().rad2deg() > TURNED_AWAY
+    return [
+        Reason.NO_FACE if not face else Reason.TURNED_AWAY if turned else Reason.GOOD
+        for face, turned in zip(has_face.tolist(), away.tolist(), strict=True)
+    ]
+
+
+def _blend(held: Motion, own: Motion, weight: float) -> Motion:
+    pose = (torch.lerp(a, b, weight) for a, b in zip(vars(held.pose).values(), vars(own.pose).values(), strict=True))
+    return Motion(HeadPose(*pose), torch.lerp(held.tokens, own.tokens, weight), own.boxes)
+
+
+def describe_held(held: Tensor) -> str:
+    """`Motion.held` in words, frames counted from 0; empty where nothing was held."""
+    runs, first = [], 0
+    for code, group in groupby(held.tolist()):
+        last = first + len(list(group)) - 1
+        if code:
+            runs.append(f"{first} to {last} ({Reason(code)})" if last > first else f"{first} ({Reason(code)})")
+        first = last + 1
+    count = int(held.count_nonzero())
+    return f"held the last good motion in {count} of {len(held)} frames: {', '.join(runs)}" if runs else ""
