@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = Path(personalive_core.__file__).resolve().parent
 COMES_WITH_HOST = {"PIL", "aiohttp", "av", "certifi", "einops", "numpy", "safetensors", "torch", "tqdm"}
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths", "latent_preview", "nodes", "server"}
-WITHOUT_HOST = {"__main__.py", "cli.py", "demo.py", "standalone.py"}
+WITHOUT_HOST = {"__main__.py", "cli.py", "demo.py", "drawn.py", "standalone.py"}
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
