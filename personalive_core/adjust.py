@@ -1,9 +1,12 @@
 """Motion as it is wanted: how much of it the portrait takes, and in which frames, how fast, how often."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .errors import InputError
 from .keypoints import HeadPose, retarget
@@ -70,3 +73,78 @@ def retarget_motion(reference: Motion, driving: Motion, neutral: Motion, strengt
 def _lerp(portrait: Tensor, driver: Tensor, strength: float) -> Tensor:
     """Exact at 0 and 1."""
     return driver if strength == 1 else torch.lerp(portrait.expand_as(driver), driver, strength)
+
+
+def smooth_pose(motion: Motion, frames: float) -> Motion:
+    """Angles, translation and scale averaged over time, without lag: a Gaussian with a standard deviation of so many
+    frames, cut off at 3 of them; at the ends over the frames that there are. 0 changes nothing; tokens stay."""
+    if not frames:
+        return motion
+    reach = math.ceil(3 * frames)
+    weights = torch.exp(-((torch.arange(-reach, reach + 1) / frames) ** 2) / 2)
+
+    def smooth(x: Tensor) -> Tensor:
+        signal = torch.cat([x, torch.ones(len(x), 1)], dim=1).T[:, None]  # the ones count how much weight was there
+        total = F.conv1d(signal, weights[None, None], padding=reach)[:, 0].T
+        return total[:, :-1] / total[:, -1:]
+
+    pose = motion.pose
+    pose = HeadPose(smooth(pose.angles), smooth(pose.translation), smooth(pose.scale), pose.keypoints)
+    return replace(motion, pose=pose)
+
+
+def change_rate(motion: Motion, rate: Fraction, new_rate: Fraction) -> Motion:
+    """The same performance at another number of frames per second: as long, to the nearest frame. Every new frame lies
+    between two old ones, and is mixed from them; which of them was held and where the face was is the nearer one's."""
+    if new_rate == rate:
+        return motion
+    frames = max(1, round(len(motion) / rate * new_rate))
+    last = len(motion) - 1
+    times = [min(i * rate / new_rate, Fraction(last)) for i in range(frames)]
+    before = [math.floor(time) for time in times]
+    after = [min(index + 1, last) for index in before]
+    weights = torch.tensor([float(time - index) for time, index in zip(times, before, strict=True)])
+
+    def mix(x: Tensor) -> Tensor:
+        return torch.lerp(x[before], x[after], weights.view(-1, *[1] * (x.ndim - 1)))
+
+    nearest = motion[[math.floor(time + Fraction(1, 2)) for time in times]]
+    return replace(nearest, pose=HeadPose(*map(mix, vars(motion.pose).values())), tokens=mix(motion.tokens))
+
+
+def loop(motion: Motion, times: int, back_and_forth: bool = False) -> Motion:
+    """Play it so many times: from the beginning each time, or forwards and backwards in turn without repeating the
+    frames where it turns."""
+    if times == 1:
+        return motion
+    frames = len(motion)
+    if not back_and_forth:
+        return motion[list(range(frames)) * times]
+    order = list(range(frames))
+    for i in range(1, times):
+        order += range(1, frames) if i % 2 == 0 else range(frames - 2, -1, -1)
+    return motion[order]
+
+
+def trim(motion: Motion, start: int, count: int) -> Motion:
+    """`count` frames from frame `start` on; 0 is all that follow. InputError if there are none."""
+    trimmed = motion[start : start + count if count else None]
+    if not len(trimmed):
+        raise InputError(f"the motion has {len(motion)} frames and none from {start} on: lower 'start'.")
+    return trimmed
+
+
+def adjust_motion(
+    motion: Motion,
+    rate: Fraction,
+    *,
+    start: int = 0,
+    count: int = 0,
+    smoothing: float = 0.0,
+    new_rate: Fraction | None = None,
+    times: int = 1,
+    back_and_forth: bool = False,
+) -> Motion:
+    """Trim, smooth, change the frame rate, loop: in this order, each as above; the defaults change nothing."""
+    motion = smooth_pose(trim(motion, start, count), smoothing)
+    return loop(change_rate(motion, rate, new_rate or rate), times, back_and_forth)
