@@ -3,9 +3,11 @@
 import errno
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -13,14 +15,17 @@ from uuid import uuid4
 import av
 import av.filter
 import numpy as np
+from av.sidedata.sidedata import Type
 
 from .errors import InputError
-from .pictures import read_picture
+from .hdr import HLG, PQ, add_tone_map
+from .pictures import fit_picture, read_picture
 
 logger = logging.getLogger(__name__)
 
 UNKNOWN_RATE = Fraction(25)  # frames per second of single pictures and of files that do not tell
 SUFFIXES = (".mp4", ".mov", ".mkv")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # Sound that these containers carry as it is, by the names of FFmpeg's decoders; the rest becomes AAC.
 COPIED_SOUND = {"aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus", "libopus", "flac"}
 NOT_IN_MOV = {"opus", "libopus", "flac"}
@@ -38,18 +43,36 @@ class Frame(NamedTuple):
     time: Fraction  # seconds from the first frame
 
 
-def _filters(frame: av.VideoFrame, scale: str, pixel_format: str) -> av.filter.Graph:
-    """FFmpeg's scale filter for frames like `frame`. The graph, not `VideoFrame.reformat`, because its options mean
-    the same in every PyAV version."""
+def _filters(frame: av.VideoFrame, scale: str, pixel_format: str, transfer: int = 0) -> av.filter.Graph:
+    """FFmpeg's scale filter for frames like `frame`, and a tone map where `transfer` is PQ or HLG. The graph, not
+    `VideoFrame.reformat`, because its options mean the same in every PyAV version."""
     graph = av.filter.Graph()
     source = graph.add(
         "buffer",
         f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1"
         f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
     )
-    nodes = graph.add("scale", f"{scale}:{SCALING}"), graph.add("format", pixel_format), graph.add("buffersink")
+    nodes = [graph.add("scale", f"{scale}:{SCALING}")]
+    if transfer in (PQ, HLG):
+        nodes += [graph.add("format", "rgb48le"), add_tone_map(graph, transfer)]
+    nodes += [graph.add("format", pixel_format), graph.add("buffersink")]
     graph.link_nodes(source, *nodes).configure()
     return graph
+
+
+def _upright(pixels: np.ndarray, matrix: bytes | None) -> np.ndarray:
+    """Turned and mirrored as the file's display matrix says, in steps of a right angle."""
+    if matrix is None:
+        return pixels
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32)  # x is shown at a x + c y, y at b x + d y
+    if abs(a) < abs(b):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts 2.png before 10.png."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name.lower())]
 
 
 def _stamp(item: av.Packet | av.VideoFrame, container: av.container.InputContainer) -> int | None:
@@ -59,8 +82,11 @@ def _stamp(item: av.Packet | av.VideoFrame, container: av.container.InputContain
 
 
 class VideoReader:
-    """The frames of a video, an animated GIF or a single picture, one after the other; a context manager.
+    """The frames of a video, an animated GIF, a single picture or a folder of pictures, one after the other; a context
+    manager.
 
+    Frames are turned upright as the file says, and HDR becomes an ordinary picture. A folder's pictures come in the
+    natural order of their names, 25 a second; those of another shape than the first are fitted into it over white.
     Every coded frame comes out, also those that an MP4 edit list hides. A file that is cut off or damaged gives what
     can be decoded, and then `problem` says in one sentence what happened.
 
@@ -80,10 +106,13 @@ class VideoReader:
         self.problem = None
         self._graph: av.filter.Graph | None = None
         self._graph_key: tuple | None = None
+        self._container: av.container.InputContainer | None = None
+        self._frames: Iterator[Frame]
         if not self.path.exists():
             raise InputError(f"{path} does not exist; give the path of a video.")
         if self.path.is_dir():
-            raise InputError(f"{path} is a folder; give the path of a video.")
+            self._open_folder()
+            return
         try:
             # Unknown options are ignored by the formats that have no edit lists.
             self._container = av.open(str(self.path), options={"ignore_editlist": "1"}, **TOLERANT)
@@ -96,6 +125,18 @@ class VideoReader:
         except BaseException:
             self._container.close()
             raise
+
+    def _open_folder(self) -> None:
+        files = [file for file in self.path.iterdir() if file.suffix.lower() in PICTURES]
+        files.sort(key=lambda file: _natural(file.name))
+        if not files:
+            raise InputError(f"{self.path} is a folder without pictures; give one with PNG, JPEG or WebP files.")
+        first = read_picture(files[0])
+        self.height, self.width = first.shape[:2]
+        self.frame_rate, self.frame_count, self.has_audio = UNKNOWN_RATE, len(files), False
+        self.time_base = 1 / UNKNOWN_RATE
+        rest = (fit_picture(read_picture(file), self.width, self.height, "pad") for file in files[1:])
+        self._frames = (Frame(pixels, i / UNKNOWN_RATE) for i, pixels in enumerate(chain([first], rest)))
 
     def _open(self) -> None:
         kind = self._container.format.name
@@ -164,14 +205,18 @@ class VideoReader:
                 stamp = _stamp(frame, self._container)
                 if start is None:
                     start = stamp or 0
-                    self.width, self.height = frame.width, frame.height
+                    self._coded_size = frame.width, frame.height
+                    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+                    matrix = None if matrix is None else bytes(matrix)
                 time = None if stamp is None else (stamp - start) * self.time_base
                 if last is None:
                     time = Fraction(0)
                 elif time is None or time <= last:
                     time = last + 1 / self.frame_rate
                 count, last = count + 1, time
-                yield Frame(self._to_rgb(frame), time)
+                pixels = _upright(self._to_rgb(frame), matrix)
+                self.height, self.width = pixels.shape[:2]
+                yield Frame(pixels, time)
         if start is None:
             return
         # Half a second: where only the whole file declares a duration, its sound may last a little longer.
@@ -187,12 +232,13 @@ class VideoReader:
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         alpha = any(component.is_alpha for component in frame.format.components)
-        key = frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range)
+        transfer = int(self._stream.codec_context.color_trc)
+        key = frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range), transfer
         if key != self._graph_key:
-            scale = f"{self.width}:{self.height}"
+            scale = "{}:{}".format(*self._coded_size)
             if frame.colorspace == UNSPECIFIED_MATRIX:  # the usual rule: HD is BT.709, SD is BT.601
                 scale += f":in_color_matrix={'bt709' if frame.width >= 1280 or frame.height > 576 else 'bt601'}"
-            self._graph, self._graph_key = _filters(frame, scale, "rgba" if alpha else "rgb24"), key
+            self._graph, self._graph_key = _filters(frame, scale, "rgba" if alpha else "rgb24", transfer), key
         frame.pts = None  # the graph only converts; its clock is not the file's
         self._graph.push(frame)
         pixels = self._graph.pull().to_ndarray()
@@ -215,7 +261,8 @@ class VideoReader:
 
     def close(self) -> None:
         self._frames = iter(())
-        self._container.close()
+        if self._container is not None:
+            self._container.close()
 
 
 def _with_first(first: Frame, rest: Iterator[Frame]) -> Iterator[Frame]:
