@@ -134,17 +134,45 @@ def trim(motion: Motion, start: int, count: int) -> Motion:
     return trimmed
 
 
-def adjust_motion(
-    motion: Motion,
-    rate: Fraction,
-    *,
-    start: int = 0,
-    count: int = 0,
-    smoothing: float = 0.0,
-    new_rate: Fraction | None = None,
-    times: int = 1,
-    back_and_forth: bool = False,
-) -> Motion:
-    """Trim, smooth, change the frame rate, loop: in this order, each as above; the defaults change nothing."""
-    motion = smooth_pose(trim(motion, start, count), smoothing)
-    return loop(change_rate(motion, rate, new_rate or rate), times, back_and_forth)
+@dataclass(frozen=True)
+class Performance:
+    """The motion of a driver, and how it is to be used; nothing of what the driver looks like.
+
+    frame_rate: frames per second; source: the name of the video; neutral: the frame that counts as normal, as motion
+    of one frame, None for the first.
+    """
+
+    motion: Motion
+    frame_rate: Fraction
+    source: str = ""
+    strength: Strength = PUBLISHED
+    neutral: Motion | None = None
+
+    def adjusted(
+        self,
+        strength: Strength = PUBLISHED,
+        *,
+        start: int = 0,
+        count: int = 0,
+        neutral: int = 0,
+        smoothing: float = 0.0,
+        frame_rate: Fraction | None = None,
+        times: int = 1,
+        back_and_forth: bool = False,
+    ) -> "Performance":
+        """Trim, smooth, change the frame rate, loop: in this order, each as the functions above; the defaults change
+        nothing. `neutral` is the frame that counts as normal, from the trimmed motion. InputError where a number makes
+        no sense."""
+        strength.check()
+        motion = smooth_pose(trim(self.motion, start, count), smoothing)
+        if neutral >= len(motion):
+            raise InputError(f"the neutral frame is {neutral}, and the motion ends at {len(motion) - 1}: lower it.")
+        normal = motion[neutral : neutral + 1] if neutral else None
+        rate = frame_rate or self.frame_rate
+        motion = loop(change_rate(motion, self.frame_rate, rate), times, back_and_forth)
+        return Performance(motion, rate, self.source, strength, normal)
+
+    def retargeted(self, reference: Motion, frames: slice) -> Motion:
+        """What of these frames reaches the networks for a portrait with this motion."""
+        neutral = self.motion[:1] if self.neutral is None else self.neutral
+        return retarget_motion(reference, self.motion[frames], neutral, self.strength)

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from uuid import uuid4
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .adjust import PUBLISHED, Strength
+from .adjust import Performance, Strength
 from .errors import InputError
 from .motion import Motion
 
@@ -31,75 +31,61 @@ SHAPES: dict[str, Sequence[int]] = {  # of one frame
 }
 
 
-@dataclass(frozen=True)
-class Performance:
-    """The motion of a driver, and how it is to be used; nothing of what the driver looks like.
+def save_motion(performance: Performance, path: str | Path) -> None:
+    """Write a safetensors file, whole or not at all: 2.4 KB a frame. InputError if it cannot be written."""
+    path = Path(path).absolute()
+    tensors = dict(performance.motion.tensors())
+    if performance.neutral is not None:
+        # Copied, because it may be a part of the motion's own memory, which safetensors refuses to write twice.
+        tensors |= {f"neutral.{key}": value.clone() for key, value in performance.neutral.tensors().items()}
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "frame_rate": str(performance.frame_rate),
+        "source": performance.source,
+        "strength": json.dumps(asdict(performance.strength)),
+    }
+    temporary = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):  # where there can be no file, there is none to remove
+            temporary.unlink()
+        raise InputError(f"{path} cannot be written ({error}): choose another place with enough room.") from error
 
-    frame_rate: frames per second; source: the name of the video; neutral: the frame that counts as normal, as motion
-    of one frame, None for the first.
-    """
 
-    motion: Motion
-    frame_rate: Fraction
-    source: str = ""
-    strength: Strength = PUBLISHED
-    neutral: Motion | None = None
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all: 2.4 KB a frame. InputError if it cannot be written."""
-        path = Path(path).absolute()
-        tensors = dict(self.motion.tensors())
-        if self.neutral is not None:
-            # Copied, because it may be a part of the motion's own memory, which safetensors refuses to write twice.
-            tensors |= {f"neutral.{key}": value.clone() for key, value in self.neutral.tensors().items()}
-        metadata = {
-            "format": FORMAT,
-            "version": str(VERSION),
-            "frame_rate": str(self.frame_rate),
-            "source": self.source,
-            "strength": json.dumps(asdict(self.strength)),
-        }
-        temporary = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):  # where there can be no file, there is none to remove
-                temporary.unlink()
-            raise InputError(f"{path} cannot be written ({error}): choose another place with enough room.") from error
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Performance":
-        """InputError for a file that is missing, no motion file, damaged, or made by a newer version."""
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"{path} does not exist: give the path of a motion file.")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 it is no dict
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} is damaged or no motion file ({error}): save the motion again.") from error
-        if metadata.get("format") != FORMAT:
-            raise InputError(f"{path} is no motion file: give one that was saved as motion.")
-        version = metadata.get("version", "")
-        if not version.isdigit() or int(version) != VERSION:
-            raise InputError(
-                f"{path} is a motion file of version {version}, and this reads version {VERSION}: update PersonaLive."
-            )
-        try:
-            rate, source = Fraction(metadata["frame_rate"]), metadata["source"]
-            strength = Strength(**json.loads(metadata["strength"]))
-            motion = _checked({key: x for key, x in tensors.items() if not key.startswith("neutral.")})
-            neutral = {key.removeprefix("neutral."): x for key, x in tensors.items() if key.startswith("neutral.")}
-            performance = cls(motion, rate, source, strength, _checked(neutral) if neutral else None)
-            if rate <= 0:
-                raise ValueError(f"a frame rate of {rate}")
-        except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
-            raise InputError(f"{path} is damaged ({error}): save the motion again.") from error
-        strength.check()
-        return performance
+def load_motion(path: str | Path) -> Performance:
+    """InputError for a file that is missing, no motion file, damaged, or made by a newer version."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: give the path of a motion file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 it is no dict
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or no motion file ({error}): save the motion again.") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path} is no motion file: give one that was saved as motion.")
+    version = metadata.get("version", "")
+    if not version.isdigit() or int(version) != VERSION:
+        raise InputError(
+            f"{path} is a motion file of version {version}, and this reads version {VERSION}: update PersonaLive."
+        )
+    try:
+        rate, source = Fraction(metadata["frame_rate"]), metadata["source"]
+        strength = Strength(**json.loads(metadata["strength"]))
+        motion = _checked({key: x for key, x in tensors.items() if not key.startswith("neutral.")})
+        neutral = {key.removeprefix("neutral."): x for key, x in tensors.items() if key.startswith("neutral.")}
+        performance = Performance(motion, rate, source, strength, _checked(neutral) if neutral else None)
+        if rate <= 0:
+            raise ValueError(f"a frame rate of {rate}")
+    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise InputError(f"{path} is damaged ({error}): save the motion again.") from error
+    strength.check()
+    return performance
 
 
 def _checked(tensors: dict[str, Tensor]) -> Motion:

@@ -279,7 +279,8 @@ class VideoWriter:
     leaves nothing; `KeyboardInterrupt` leaves a playable file of what was written.
 
     `time_base` is the unit of the times in the file: with the source's own (`VideoReader.time_base`) they come back
-    exactly. MKV always counts in milliseconds. `crf` is x264's constant quality, 0 (lossless) to 51.
+    exactly. MKV always counts in milliseconds. `audio_start` is the second of that file, from its first
+    frame, at which this video begins. `crf` is x264's constant quality, 0 (lossless) to 51.
 
     Raises `InputError` before any work where `path` cannot be written or `audio_from` not be read, and later where
     the disk is full.
@@ -294,6 +295,7 @@ class VideoWriter:
         *,
         time_base: Fraction = Fraction(1, 90000),
         audio_from: str | Path | None = None,
+        audio_start: Fraction = Fraction(0),
         crf: int = 18,
     ):
         self.path = Path(path).absolute()
@@ -328,7 +330,7 @@ class VideoWriter:
             encoder.color_range = LIMITED_RANGE
             encoder.colorspace = encoder.color_primaries = encoder.color_trc = BT709
             if audio_from is not None:
-                self._sound = _Sound.open(Path(audio_from), self._container, self.path.suffix.lower())
+                self._sound = _Sound.open(Path(audio_from), self._container, self.path.suffix.lower(), audio_start)
         except BaseException:
             self._discard()
             raise
@@ -421,10 +423,10 @@ class VideoWriter:
 
 
 class _Sound:
-    """The first audio stream of a file, moved so that time 0 is the first video frame of that file."""
+    """The first audio stream of a file, moved so that time 0 is `begin` seconds after the first video frame of it."""
 
     @classmethod
-    def open(cls, source: Path, output: av.container.OutputContainer, suffix: str) -> "_Sound | None":
+    def open(cls, source: Path, output: av.container.OutputContainer, suffix: str, begin: Fraction) -> "_Sound | None":
         """None where `source` has no sound that can be read."""
         try:
             container = av.open(str(source.absolute()), **TOLERANT)
@@ -437,7 +439,7 @@ class _Sound:
             logger.warning("the sound of %s is of an unknown kind and is left out", source)
             container.close()
             return None
-        return cls(source, container, output, suffix)
+        return cls(source, container, output, suffix, begin)
 
     def __init__(
         self,
@@ -445,10 +447,11 @@ class _Sound:
         container: av.container.InputContainer,
         output: av.container.OutputContainer,
         suffix: str,
+        begin: Fraction,
     ):
         self._source, self._input, self._output = source, container, output
         self._stream = container.streams.audio[0]
-        self._start = self._video_start()
+        self._start = self._video_start() + begin
         name = self._stream.codec_context.name
         if name in COPIED_SOUND and not (suffix == ".mov" and name in NOT_IN_MOV):
             self._target = output.add_stream_from_template(self._stream)

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from personalive_core.adjust import PUBLISHED, Strength, adjust_motion, change_rate, loop, retarget_motion, smooth_pose
+from personalive_core.adjust import PUBLISHED, Performance, Strength, change_rate, loop, retarget_motion, smooth_pose
 from personalive_core.errors import InputError
 from personalive_core.keypoints import HeadPose, transform_keypoints
 from personalive_core.motion import Motion
@@ -124,17 +124,33 @@ def test_a_strength_out_of_range_is_named(name):
 
 
 def test_the_defaults_change_nothing():
-    assert same(adjust_motion(DRIVER, Fraction(25)), DRIVER)
+    assert same(adjusted(), DRIVER)
+
+
+def adjusted(**settings) -> Motion:
+    return Performance(DRIVER, Fraction(25)).adjusted(**settings).motion
+
+
+def test_the_neutral_frame_counts_from_the_trimmed_motion():
+    performance = Performance(DRIVER, Fraction(25), "driver.mp4")
+    found = performance.adjusted(Strength(shift=0.5), start=1, neutral=2, times=2, frame_rate=Fraction(50))
+    assert same(found.neutral, DRIVER[3:4]) and len(found.motion) == 20
+    assert (found.frame_rate, found.source, found.strength.shift) == (50, "driver.mp4", 0.5)
+    assert same(
+        found.retargeted(PORTRAIT, slice(3)), retarget_motion(PORTRAIT, found.motion[:3], DRIVER[3:4], found.strength)
+    )
+    with pytest.raises(InputError, match="the neutral frame is 2, and the motion ends at 1"):
+        performance.adjusted(count=2, neutral=2)
 
 
 def test_trim_and_loop():
-    assert same(adjust_motion(DRIVER, Fraction(25), start=2, count=3), DRIVER[2:5])
-    assert same(adjust_motion(DRIVER, Fraction(25), start=4), DRIVER[4:])
+    assert same(adjusted(start=2, count=3), DRIVER[2:5])
+    assert same(adjusted(start=4), DRIVER[4:])
     assert same(loop(DRIVER[:3], 2), DRIVER[[0, 1, 2, 0, 1, 2]])
     assert same(loop(DRIVER[:3], 3, back_and_forth=True), DRIVER[[0, 1, 2, 1, 0, 1, 2]])
     assert same(loop(DRIVER[:1], 3, back_and_forth=True), DRIVER[:1])
     with pytest.raises(InputError, match="has 6 frames and none from 6 on"):
-        adjust_motion(DRIVER, Fraction(25), start=6)
+        adjusted(start=6)
 
 
 def test_another_rate_keeps_the_length_and_the_way():

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from personalive_core.adjust import Strength
+from personalive_core.adjust import Performance, Strength
 from personalive_core.errors import InputError
-from personalive_core.motion_file import Performance
+from personalive_core.motion_file import load_motion, save_motion
 from test_adjust import motion_of, same
 
 RATE = Fraction(30000, 1001)
@@ -22,22 +22,22 @@ def file(tmp_path: Path) -> Path:
     motion = motion_of("driver", 50)
     motion.held[7] = 2
     performance = Performance(motion, RATE, "phone é.mov", Strength(0.5, 1.5, 0, 1, True), motion[3:4])
-    performance.save(tmp_path / "new folder" / "a.motion.safetensors")
+    save_motion(performance, tmp_path / "new folder" / "a.motion.safetensors")
     return tmp_path / "new folder" / "a.motion.safetensors"
 
 
 def test_it_comes_back_bit_for_bit_and_is_small(file):
     motion = motion_of("driver", 50)
     motion.held[7] = 2
-    found = Performance.load(file)
+    found = load_motion(file)
     assert same(found.motion, motion) and same(found.neutral, motion[3:4])
     assert (found.frame_rate, found.source) == (RATE, "phone é.mov")
     assert found.strength == Strength(0.5, 1.5, 0, 1, True)
     assert file.stat().st_size < 50 * 2500 + 6000
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     plain = Performance(motion[:1], Fraction(25))
-    plain.save(file)
-    found = Performance.load(file)
+    save_motion(plain, file)
+    found = load_motion(file)
     assert (found.neutral, found.source, found.strength) == (None, "", Strength())
 
 
@@ -59,9 +59,9 @@ def test_bad_files_are_named(file, tmp_path):
     ):
         file.write_bytes(content)
         with pytest.raises(InputError, match=words):
-            Performance.load(file)
+            load_motion(file)
     with pytest.raises(InputError, match="does not exist"):
-        Performance.load(tmp_path / "absent")
+        load_motion(tmp_path / "absent")
 
     strength = json.dumps({"expression": 99})
     nan = torch.full((50, 32, 16), float("nan"))
@@ -80,17 +80,17 @@ def test_bad_files_are_named(file, tmp_path):
         file.write_bytes(whole)
         resave(file, tensors, **metadata)
         with pytest.raises(InputError, match=words):
-            Performance.load(file)
+            load_motion(file)
 
 
 def test_what_cannot_be_written_leaves_nothing(file, tmp_path):
-    performance = Performance.load(file)
+    performance = load_motion(file)
     before = file.read_bytes()
     with pytest.raises(InputError, match="cannot be written"):
-        performance.save(file / "inside a file")
+        save_motion(performance, file / "inside a file")
     folder = tmp_path / "folder.motion.safetensors"
     folder.mkdir()
     with pytest.raises(InputError, match="cannot be written"):
-        performance.save(folder)
+        save_motion(performance, folder)
     assert file.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.motion.safetensors", "new folder"]
