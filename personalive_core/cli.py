@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from . import hub
+from .crop_options import CropOptions, add_crop_options
 from .errors import InputError
 from .schedule import Schedule
 from .weights import convert, find_weights
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     animate.add_argument("--download", action="store_true", help="fetch missing weights first")
     animate.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu")
     animate.add_argument("--dtype", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
+    add_crop_options(animate)
     animate.set_defaults(run=_animate)
 
     download = commands.add_parser("download", parents=[common, weights], help="fetch missing weights (12.1 GB)")
@@ -95,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
 def _animate(options: argparse.Namespace) -> None:
     from transformers.utils import logging as transformers_logging
 
-    from .pictures import fit_picture, read_picture
     from .reference import check_size
     from .standalone import Pipeline, pick_device
     from .video import VideoReader, VideoWriter
@@ -106,7 +107,7 @@ def _animate(options: argparse.Namespace) -> None:
     Schedule(options.steps)  # refuses other counts before any work
     check_size(options.width, options.height)
     pick_device(options.device)
-    portrait = fit_picture(read_picture(options.ref_image), options.width, options.height)
+    crop = CropOptions(options)
     output = options.output or Path(f"outputs/output_{datetime.now():%Y%m%d_%H%M%S}.mp4")
     if output.absolute() in (options.ref_image.absolute(), options.driving_video.absolute()):
         raise InputError(f"{output} is an input too and would be overwritten: give -o another name.")
@@ -114,8 +115,7 @@ def _animate(options: argparse.Namespace) -> None:
         VideoReader(options.driving_video) as driving,
         VideoWriter(
             output,
-            options.width,
-            options.height,
+            *crop.output_size,
             driving.frame_rate,
             time_base=driving.time_base,
             audio_from=options.driving_video if driving.has_audio else None,
@@ -124,13 +124,15 @@ def _animate(options: argparse.Namespace) -> None:
         if options.download:
             _fetch(options.weights)
         pipeline = Pipeline.load(find_weights(options.weights), options.device, options.dtype)
-        reference = pipeline.encode_reference(portrait)
+        networks = pipeline.motion_extractor, pipeline.device
+        reference = pipeline.encode_reference(crop.portrait(*networks))
+        crop_driving = crop.driving(*networks)
         times: deque[Fraction] = deque()
 
         def frames() -> Iterator[np.ndarray]:
             for frame in islice(driving, options.length or None):
                 times.append(frame.time)
-                yield frame.pixels
+                yield crop_driving(frame.pixels)
 
         total = min(filter(None, (options.length, driving.frame_count)), default=None)
         begun, done = time.perf_counter(), 0
@@ -141,7 +143,7 @@ def _animate(options: argparse.Namespace) -> None:
             try:
                 for chunk in animated:
                     for pixels in chunk:
-                        video.write(pixels, times.popleft())
+                        video.write(crop.finish(pixels), times.popleft())
                         done += 1
                         bar.update()
             except KeyboardInterrupt:

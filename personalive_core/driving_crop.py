@@ -10,7 +10,7 @@ import torch
 from .errors import InputError
 from .faces import Box, Detector, choose_face, find_faces
 from .networks.motion_extractor import MotionExtractor
-from .portrait import MARGIN, SHIFT, Crop, refine_face
+from .portrait import MARGIN, SHIFT, Crop, find_by_keypoints, refine_face
 
 MODES = ("smoothed", "fixed", "per-frame")
 SIZE = 512  # pixels of the cropped frames, as the model was trained
@@ -55,11 +55,8 @@ def locate_by_keypoints(extractor: MotionExtractor, device: torch.device | str =
 
     def locate(picture: np.ndarray, before: Box | None) -> Box | None:
         if before is None:
-            square = Crop.centred(picture.shape[1], picture.shape[0])
-            side = square.side / (1 + 2 * MARGIN)
-            start = (square.side - side) / 2
-            before = Box(square.left + start, square.top + start, side, side)
-        return refine_face(extractor, picture, before, device)
+            return find_by_keypoints(extractor, picture, device)
+        return refine_face(extractor, picture, before, device, rounds=1)
 
     return locate
 

@@ -210,7 +210,7 @@ def refine_face(extractor: MotionExtractor, picture: np.ndarray, face: Box, devi
     then the box before is kept, with a line in the log.
     """
     size = extractor.config.image_size
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         crop = Crop.around(face, picture.shape[1], picture.shape[0])
         pixels = torch.tensor(crop.cut(picture, 2 * size)[None], device=device).float() / 255
         pixels = F.interpolate(rearrange(pixels, "b h w c -> b c h w"), size=(size, size), mode="area")
@@ -221,6 +221,15 @@ def refine_face(extractor: MotionExtractor, picture: np.ndarray, face: Box, devi
             break
         face = Box(crop.left + left, crop.top + top, right - left, bottom - top)
     return face
+
+
+def find_by_keypoints(extractor: MotionExtractor, picture: np.ndarray, device: torch.device | str = "cpu") -> Box:
+    """A face without a detector: as `refine_face`, from the middle of the picture on, where the head must be the main
+    thing."""
+    middle = Crop.centred(picture.shape[1], picture.shape[0])
+    side = middle.side / (1 + 2 * MARGIN)
+    border = (middle.side - side) / 2
+    return refine_face(extractor, picture, Box(middle.left + border, middle.top + border, side, side), device)
 
 
 def draw_crop(picture: np.ndarray, crop: Crop, faces: list[Box], chosen: Box | None = None) -> np.ndarray:
