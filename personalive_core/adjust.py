@@ -154,20 +154,22 @@ class Performance:
         *,
         start: int = 0,
         count: int = 0,
-        neutral: int = 0,
+        neutral: int | None = None,
         smoothing: float = 0.0,
         frame_rate: Fraction | None = None,
         times: int = 1,
         back_and_forth: bool = False,
     ) -> "Performance":
         """Trim, smooth, change the frame rate, loop: in this order, each as the functions above; the defaults change
-        nothing. `neutral` is the frame that counts as normal, from the trimmed motion. InputError where a number makes
-        no sense."""
+        nothing. `neutral` is the frame that counts as normal, counted in the trimmed motion; None leaves it as it is.
+        InputError where a number makes no sense."""
         strength.check()
         motion = smooth_pose(trim(self.motion, start, count), smoothing)
-        if neutral >= len(motion):
-            raise InputError(f"the neutral frame is {neutral}, and the motion ends at {len(motion) - 1}: lower it.")
-        normal = motion[neutral : neutral + 1] if neutral else None
+        normal = self.neutral
+        if neutral is not None:
+            if neutral >= len(motion):
+                raise InputError(f"the neutral frame is {neutral}, and the motion ends at {len(motion) - 1}: lower it.")
+            normal = motion[neutral : neutral + 1]
         rate = frame_rate or self.frame_rate
         motion = loop(change_rate(motion, self.frame_rate, rate), times, back_and_forth)
         return Performance(motion, rate, self.source, strength, normal)
