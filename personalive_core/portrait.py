@@ -202,8 +202,14 @@ class PasteBack:
 
 
 @torch.inference_mode()
-def refine_face(extractor: MotionExtractor, picture: np.ndarray, face: Box, device: torch.device | str = "cpu") -> Box:
-    """The face box that the motion extractor's own keypoints give, a few times over: the square around the box so far
+def refine_face(
+    extractor: MotionExtractor,
+    picture: np.ndarray,
+    face: Box,
+    device: torch.device | str = "cpu",
+    rounds: int = ROUNDS,
+) -> Box:
+    """The face box that the motion extractor's own keypoints give, a few rounds long: the square around the box so far
     is cut out, its keypoints are found, and their face box is the next one.
 
     picture: uint8 (H, W, 3). Where the keypoints leave the square, or gather in a spot of it, they have lost the face:
