@@ -86,7 +86,7 @@ class Pipeline:
         check_size(picture.shape[1], picture.shape[0])
         pixels = self._pixels(picture[None])
         vae_mean = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist.mean
-        image_embeds = self.image_encoder(_clip_pixels(pixels).to(self.image_encoder.dtype)).image_embeds[:, None]
+        image_embeds = self.image_encoder(clip_pixels(pixels).to(self.image_encoder.dtype)).image_embeds[:, None]
         return encode_reference(
             self.reference_unet, self.motion_extractor, self.motion_encoder, pixels, vae_mean, image_embeds
         )
@@ -187,8 +187,8 @@ class Pipeline:
         return rearrange(torch.tensor(frames, device=self.device).float() / 255, "f h w c -> f c h w")
 
 
-def _clip_pixels(pixels: Tensor) -> Tensor:
-    """(1, 3, H, W) in [0, 1] -> (1, 3, 224, 224) as CLIP was trained: bicubic, in 8 bit, its mean and deviation."""
+def clip_pixels(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, 3, 224, 224) as CLIP was trained: bicubic, in 8 bit, its mean and deviation."""
     small = F.interpolate(pixels, size=(224, 224), mode="bicubic", antialias=True)
     small = (small * 255).clamp(0, 255).round() / 255
     mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))

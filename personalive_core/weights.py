@@ -37,6 +37,9 @@ CHECKPOINTS = tuple(name for names in NETWORK_FILES.values() for name in names)
 
 SIZES_FILE = "sizes.json"
 
+MINIATURE = Path(__file__).with_name("miniature")
+"""A weights folder that comes with the package: small networks that know drawn faces (tools/train_miniature.py)."""
+
 # Where the six files are in a weights folder: flat or as `download` puts them, as the authors' tool has them, as
 # another pack has them in the host's models folder.
 _LAYOUTS = (
@@ -111,7 +114,7 @@ def find_weights(folder: Path | str) -> WeightFiles:
     }
     # The two folders are beside the six files' folder or further up.
     bases = [base for home in homes for base in (home, *home.parents[:2])]
-    vae = (_model_folder(base / "sd-vae-ft-mse", "diffusion_pytorch_model") for base in bases)
+    vae = (_model_folder(base / name, "diffusion_pytorch_model") for base in bases for name in ("sd-vae-ft-mse", "vae"))
     image_encoder = (
         _model_folder(base / name, "model", "pytorch_model")
         for base in bases

@@ -1,0 +1,973 @@
+"""Trains the miniature from nothing, on drawn faces, and writes the weights that the package holds.
+
+    python tools/train_miniature.py RUN [--output personalive_core/miniature] [--stop-after SECONDS]
+    python tools/train_miniature.py RUN --measure-speed
+
+RUN keeps the checkpoint, the curves, the sample sheets and the log. Started again with the same RUN it goes on where
+it was: after `--stop-after`, after SIGTERM, after a crash. A step depends on its number alone, never on when it ran.
+
+Four stages: the autoencoder; the motion extractor and motion encoder, told the truth; both UNets, the pose guider and
+the motion encoder on windows of 16 frames at the noise levels of inference; the same on streams of their own results.
+Needs what `personalive[standalone]` needs, OpenCV, and takes 25 minutes on one H200 with 16 CPU cores.
+"""
+
+import argparse
+import json
+import math
+import mmap
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from personalive_core.config import (
+    CHUNK,
+    LATENT_SCALE,
+    PIXELS_PER_LATENT,
+    WARM_UP,
+    WINDOW,
+    ModelConfig,
+    MotionEncoderConfig,
+    MotionExtractorConfig,
+    PoseGuiderConfig,
+    UNetConfig,
+)
+from personalive_core.drawn import (
+    Pose,
+    canonical_keypoints,
+    contact_sheet,
+    draw,
+    perform,
+    random_character,
+    random_pose,
+    right_answer,
+    warm_up_answers,
+)
+from personalive_core.keypoints import (
+    BOX_GRID,
+    HeadPose,
+    draw_keypoint_map,
+    face_boxes,
+    fill_empty_boxes,
+    retarget,
+    transform_keypoints,
+)
+from personalive_core.networks.denoising_unet import Conditioning, DenoisingUNet
+from personalive_core.networks.motion_encoder import MotionEncoder, token_positions
+from personalive_core.networks.motion_extractor import GlobalResponseNorm, LayerNorm, MotionExtractor
+from personalive_core.networks.pose_guider import PoseGuider
+from personalive_core.networks.reference_unet import ReferenceUNet
+from personalive_core.schedule import Schedule
+from personalive_core.standalone import Pipeline, clip_pixels
+from personalive_core.weights import SIZES_FILE, find_weights
+
+SIZE = 128  # pixels
+LATENT_SIDE = SIZE // PIXELS_PER_LATENT
+SLOTS = 32  # frames of a take: two windows
+PICTURES = 2 + 2 * SLOTS  # of a take: the portrait, the driver's first frame, the driver, the right answers
+ANSWERS = slice(2 + SLOTS, PICTURES)
+EXPRESSION = slice(6, 13)  # of a pose: gaze, blink, brows, mouth, smile, pucker
+FIRST_SEED = 1_000_000  # of takes; tests, demo and sample sheets use smaller ones
+
+CONFIG = ModelConfig(
+    unet=UNetConfig(channels=(48, 64), layers=1, heads=4, norm_groups=16, image_embeds_width=48),
+    motion_encoder=MotionEncoderConfig(
+        image_size=96,
+        stem_channels=32,
+        channels=48,
+        hourglass_depth=3,
+        attention_width=64,
+        norm_groups=8,
+        landmarks=32,
+    ),
+    motion_extractor=MotionExtractorConfig(image_size=SIZE, depths=(1, 1, 2, 1), widths=(24, 48, 72, 128)),
+    pose_guider=PoseGuiderConfig(channels=(8, 16, 32, 48), out_channels=48),
+)
+VAE = dict(
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    block_out_channels=(64,) * 4,
+    layers_per_block=1,
+    latent_channels=4,
+    scaling_factor=LATENT_SCALE,
+    sample_size=SIZE,
+)
+IMAGE_ENCODER = dict(
+    hidden_size=48,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    image_size=224,
+    patch_size=16,
+    projection_dim=CONFIG.unet.image_embeds_width,
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    networks: tuple[str, ...]  # which are trained
+    steps: int
+    batch: int  # pictures, or takes
+    rate: float  # of learning, at most
+    half: bool = True  # in mixed precision, on a GPU
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how large; the default is what the shipped weights were made with."""
+
+    stages: tuple[Stage, ...] = (
+        Stage("autoencoder", ("vae",), steps=6000, batch=64, rate=1e-3),
+        Stage("motion", ("motion_extractor", "motion_encoder", "expression"), 3000, 256, 1e-3, half=False),
+        Stage(
+            "denoising",
+            ("reference_unet", "denoising_unet", "pose_guider", "motion_encoder", "image_encoder", "expression"),
+            12000,
+            32,
+            1e-3,
+        ),
+        Stage(
+            "streaming",
+            ("reference_unet", "denoising_unet", "pose_guider", "motion_encoder", "image_encoder", "expression"),
+            1500,
+            16,
+            3e-4,
+        ),
+    )
+    takes: int = 1024  # drawn at a time, then used until the next are drawn
+    pools: int = 24  # a stage: how often new takes come
+    workers: int = 15
+
+
+SMOKE = Plan(
+    tuple(replace(stage, steps=4, batch=4 if stage.batch > 16 else 2) for stage in Plan().stages),
+    takes=4,
+    pools=2,
+    workers=1,
+)
+
+
+# Takes: what is drawn
+
+
+class Takes:
+    """A pool of takes in memory that the drawing processes share."""
+
+    def __init__(self, takes: int):
+        def shared(*shape: int, dtype) -> np.ndarray:
+            memory = mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize)
+            return np.frombuffer(memory, dtype).reshape(shape)
+
+        self.pictures = shared(takes, PICTURES, SIZE, SIZE, 3, dtype=np.uint8)
+        self.poses = shared(takes, PICTURES, len(astuple(Pose())), dtype=np.float32)
+        self.keypoints = shared(takes, 2, CONFIG.motion_extractor.keypoints, 3, dtype=np.float32)
+        self.begins = shared(takes, dtype=np.uint8)  # whether the take begins with the warm-up
+
+    def draw(self, index: int, seed: int) -> None:
+        """One portrait, one driver who is somebody else, and the right answers."""
+        random = np.random.default_rng(seed)
+        portrait, driver = (random_character(int(s)) for s in random.integers(FIRST_SEED, 2**31, 2))
+        pose = random_pose(int(random.integers(FIRST_SEED, 2**31)))
+        performance = perform(int(random.integers(FIRST_SEED, 2**31)), 200, random.uniform(12, 30))
+        begins = bool(random.random() < 0.25)
+        if begins:
+            driving = performance[: SLOTS - WARM_UP]
+            first = driving[0]
+            answers = warm_up_answers(pose, first) + [right_answer(pose, p, first) for p in driving]
+            driving = [first] * WARM_UP + driving
+        else:
+            start = int(random.integers(len(performance) - SLOTS))
+            driving, first = performance[start : start + SLOTS], performance[int(random.integers(len(performance)))]
+            answers = [right_answer(pose, p, first) for p in driving]
+        poses = [pose, first, *driving, *answers]
+        self.begins[index] = begins
+        self.keypoints[index] = canonical_keypoints(portrait), canonical_keypoints(driver)
+        self.poses[index] = [astuple(p) for p in poses]
+        for i, p in enumerate(poses):
+            by_portrait = i == 0 or i >= ANSWERS.start
+            self.pictures[index, i] = draw(portrait if by_portrait else driver, p, SIZE)
+
+
+class Drawing:
+    """Processes that draw the next pool while the last one is trained on. Make it before a GPU is used."""
+
+    def __init__(self, plan: Plan):
+        self.pools = [Takes(plan.takes), Takes(plan.takes)]
+        self.takes, self.asked = plan.takes, None
+        context = multiprocessing.get_context("fork")
+        self.todo, self.done = context.Queue(), context.Queue()
+        for _ in range(plan.workers):
+            context.Process(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        cv2.setNumThreads(1)
+        while True:
+            pool, index = self.todo.get()
+            self.pools[pool % 2].draw(index, FIRST_SEED + pool * self.takes + index)
+            self.done.put(index)
+
+    def ask(self, pool: int) -> None:
+        self.asked = pool
+        for index in range(self.takes):
+            self.todo.put((pool, index))
+
+    def pool(self, number: int) -> Takes:
+        """Waits until it is drawn, and has the next one begun. Valid until the call after the next."""
+        if self.asked != number:
+            if self.asked is not None:
+                self._wait()
+            self.ask(number)
+        self._wait()
+        self.ask(number + 1)
+        return self.pools[number % 2]
+
+    def _wait(self) -> None:
+        for _ in range(self.takes):
+            self.done.get()
+
+
+# Networks
+
+
+def build(seed: int = 0) -> dict[str, nn.Module]:
+    """All networks, ready to be trained, float32 on the CPU. "expression" reads tokens and is not kept."""
+    torch.manual_seed(seed)
+    unet, tokens = CONFIG.unet, CONFIG.motion_encoder.tokens * CONFIG.motion_encoder.token_width
+    networks: dict[str, nn.Module] = {
+        "vae": AutoencoderKL(**VAE),
+        "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**IMAGE_ENCODER)),
+        "reference_unet": ReferenceUNet(unet),
+        "denoising_unet": DenoisingUNet(unet),
+        "motion_encoder": MotionEncoder(CONFIG.motion_encoder),
+        "motion_extractor": MotionExtractor(CONFIG.motion_extractor),
+        "pose_guider": PoseGuider(CONFIG.pose_guider),
+        "expression": nn.Linear(tokens, EXPRESSION.stop - EXPRESSION.start),
+    }
+    for name, network in networks.items():
+        for path, module in network.named_modules():
+            if isinstance(module, LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, GlobalResponseNorm):
+                nn.init.zeros_(module.gamma)
+                nn.init.zeros_(module.beta)
+            elif name.endswith("unet") and path.endswith(("proj_out", "conv2")):
+                nn.init.zeros_(module.weight)  # each residual branch begins as nothing
+                nn.init.zeros_(module.bias)
+    detector = networks["motion_extractor"].detector
+    nn.init.constant_(detector.fc_scale.bias, 0.55)
+    return networks
+
+
+def fold_latent_scale(vae: AutoencoderKL, latents: Tensor) -> None:
+    """Changes the autoencoder's first and last 1x1 convolutions so that `latents` (N, 4, h, w), its means as they
+    are, would come out with mean 0 and deviation 1 / 0.18215 in each channel; its pictures stay the same."""
+    mean, scale = latents.mean((0, 2, 3)), latents.std((0, 2, 3)) * LATENT_SCALE
+    channels = len(mean)
+    with torch.no_grad():
+        quant, post = vae.quant_conv, vae.post_quant_conv
+        quant.weight[:channels] /= scale[:, None, None, None]
+        quant.bias[:channels] = (quant.bias[:channels] - mean) / scale
+        quant.bias[channels:] -= 2 * scale.log()
+        post.bias += (post.weight * mean[:, None, None]).sum((1, 2, 3))
+        post.weight *= scale[:, None, None]
+
+
+# From takes to batches
+
+
+def head_pose(poses: Tensor, keypoints: Tensor) -> HeadPose:
+    """The true head of poses (F, 13), keypoints (F, 21, 3)."""
+    translation = F.pad(poses[:, 3:5], (0, 1))
+    return HeadPose(poses[:, [1, 0, 2]], translation, poses[:, 5:6], keypoints)
+
+
+def importance(pose: HeadPose, side: int) -> Tensor:
+    """(F, 1, side, side): how much an error counts; eyes and mouth are few pixels, and most of what one looks at."""
+    points = transform_keypoints(pose)[:, [3, 4, 15, 20], :2]
+    points = torch.cat([points, points[:, 2:].mean(1, keepdim=True)], 1)
+    line = (torch.arange(side, device=points.device) + 0.5) * (2 / side) - 1
+    width = 2 * (0.26 * pose.scale[:, :, None]) ** 2
+    x = torch.exp(-((line - points[:, :, :1]) ** 2) / width)
+    y = torch.exp(-((line - points[:, :, 1:]) ** 2) / width)
+    return 1 + 3 * torch.einsum("fpx,fpy->fyx", x, y).clamp(max=1)[:, None]
+
+
+def crop_squares(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """`keypoints.crop_faces` of all frames at once: the same crops (F, 3, size, size) in [-1, 1]."""
+    height, width = frames.shape[-2:]
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    steps = (torch.arange(size, device=frames.device) + 0.5) / size
+
+    def positions(low: Tensor, high: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+        low, high = low * side // BOX_GRID, -(-high * side // BOX_GRID)
+        at = (steps * (high - low)[:, None] - 0.5).clamp(min=0)
+        before = at.floor()
+        after = torch.minimum(before + 1, (high - low - 1)[:, None])
+        return (low[:, None] + before).long(), (low[:, None] + after).long(), at - before
+
+    left, right, across = positions(x1, x2, width)
+    top, bottom, down = positions(y1, y2, height)
+    frame = torch.arange(len(frames), device=frames.device)[:, None, None]
+    pixels = frames.permute(0, 2, 3, 1)
+
+    def row(y: Tensor) -> Tensor:
+        a, b = pixels[frame, y[:, :, None], left[:, None]], pixels[frame, y[:, :, None], right[:, None]]
+        return torch.lerp(a, b, across[:, None, :, None])
+
+    return torch.lerp(row(top), row(bottom), down[:, :, None, None]).permute(0, 3, 1, 2) * 2 - 1
+
+
+@dataclass
+class Pool:
+    """Takes on the device, and what frozen networks make of them."""
+
+    pictures: Tensor  # uint8 (N, 66, side, side, 3)
+    poses: Tensor  # (N, 66, 13)
+    keypoints: Tensor  # (N, 2, 21, 3)
+    begins: Tensor  # (N,) bool
+    latents: Tensor | None = None  # (N, 33, 4, h, w) scaled: the portrait and the right answers
+    heads: HeadPose | None = None  # N x 34 as extracted: the portrait, the driver's first frame, the driver
+    faces: Tensor | None = None  # (N, 34, 3, side, side) crops in [-1, 1]
+
+    def pixels(self, take: Tensor, picture: Tensor) -> Tensor:
+        """(F, 3, side, side) in [0, 1]."""
+        return self.pictures[take, picture].permute(0, 3, 1, 2).float() / 255
+
+    def true_heads(self, take: Tensor, picture: Tensor) -> HeadPose:
+        is_driver = ((picture > 0) & (picture < ANSWERS.start)).long()
+        return head_pose(self.poses[take, picture], self.keypoints[take, is_driver])
+
+    def head(self, take: Tensor, number: Tensor) -> HeadPose:
+        """As extracted, of the flat index of (take, number)."""
+        index = (take * (2 + SLOTS) + number).flatten()
+        return HeadPose(*(value[index] for value in vars(self.heads).values()))
+
+
+@dataclass
+class Window:
+    """What the denoising UNet is given and told for windows of B takes, but for the noisy latents."""
+
+    reference: Tensor  # (B, 4, h, w) latents
+    answers: Tensor  # (B, 4, 16, h, w) latents
+    weights: Tensor  # (B, 1, 16, h, w) importance
+    conditioning: Conditioning
+    motion_tokens: Tensor  # (B, 16, 32, 16)
+    pose_features: Tensor  # (B, C, 16, h, w)
+    expression_loss: Tensor
+    take: Tensor
+    slots: Tensor  # (B, 16)
+
+
+@dataclass
+class Run:
+    """All that is kept from step to step."""
+
+    folder: Path
+    plan: Plan
+    device: torch.device
+    networks: dict[str, nn.Module] = field(default_factory=build)
+    stage: int = 0
+    step: int = 0  # done in this stage
+    seconds: float = 0.0  # of training, all runs together
+    history: list = field(default_factory=list)  # (stage, step, {name: value})
+
+    def __post_init__(self) -> None:
+        for name, network in self.networks.items():
+            network.to(self.device)
+            if name == "vae":
+                network.to(memory_format=torch.channels_last)
+        self.schedule = Schedule()
+        self._begin_stage()
+
+    @property
+    def now(self) -> Stage:
+        return self.plan.stages[self.stage]
+
+    @property
+    def steps_per_pool(self) -> int:
+        return -(-self.now.steps // self.plan.pools)
+
+    @property
+    def is_done(self) -> bool:
+        return self.stage == len(self.plan.stages)
+
+    def _begin_stage(self) -> None:
+        if self.is_done:
+            return
+        for name, network in self.networks.items():
+            trained = name in self.now.networks
+            # The motion encoder's batch norms learn their statistics in the motion stage alone, and keep them.
+            network.train(trained and not (name == "motion_encoder" and self.now.name != "motion"))
+            network.requires_grad_(trained)
+        self.parameters = [p for name in self.now.networks for p in self.networks[name].parameters()]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=0, betas=(0.9, 0.99), weight_decay=0.01)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.now.half and self.device.type == "cuda")
+
+    # Keeping and finding again
+
+    def save(self) -> None:
+        state = {
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "counts": (self.stage, self.step, self.seconds),
+            "history": self.history,
+        }
+        partial = self.folder / "checkpoint.part"
+        torch.save(state, partial)
+        partial.replace(self.folder / "checkpoint.pt")
+
+    def resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+        self.stage, self.step, self.seconds = state["counts"]
+        self.history = state["history"]
+        self._begin_stage()
+        if not self.is_done:
+            self.average = state["average"]
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+
+    # Training
+
+    def train(self, drawing: Drawing, should_stop, log) -> None:
+        """Until it is done, or `should_stop`."""
+        pool, number, begun = None, None, time.perf_counter()
+        while not self.is_done and not should_stop():
+            wanted = self.stage * self.plan.pools + self.step // self.steps_per_pool
+            if wanted != number:
+                waited = time.perf_counter()
+                takes = drawing.pool(wanted)
+                waited = time.perf_counter() - waited
+                pool, number = self.load(takes), wanted
+                log(f"{self.now.name} {self.step}: pool {wanted}, waited {waited:.1f} s for it")
+            values = self.train_step(pool)
+            if self.step % 50 == 0 or self.step == self.now.steps:
+                now = time.perf_counter()
+                self.seconds, begun = self.seconds + now - begun, now
+                values = {name: round(float(value), 6) for name, value in values.items()}
+                self.history.append((self.now.name, self.step, values))
+                log(f"{self.now.name} {self.step}/{self.now.steps} {self.seconds:.0f} s {json.dumps(values)}")
+            if self.step == self.now.steps:
+                self.end_stage(pool)
+                self.sheet(pool, self.folder / f"{self.now.name}.png")
+                self.stage, self.step = self.stage + 1, 0
+                self._begin_stage()
+                number = None
+                self.save()
+        self.seconds += time.perf_counter() - begun
+        self.save()
+
+    def train_step(self, pool: Pool) -> dict[str, Tensor]:
+        """One change of the weights -> what is worth a curve."""
+        random = torch.Generator(self.device).manual_seed(1_000_003 * self.stage + self.step)
+        stage = self.now
+        warm = min(1.0, (self.step + 1) / 100)
+        rate = stage.rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * self.step / stage.steps)) / 2)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        losses = {"autoencoder": self.autoencoder, "motion": self.motion, "denoising": self.denoising}
+        values: dict[str, Tensor] = {}
+        for loss, found in losses.get(stage.name, self.streaming)(pool, random):
+            self.scaler.scale(loss).backward()
+            for name, value in found.items():
+                values[name] = values.get(name, 0) + value.detach()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        keep = min(0.999, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
+        return values
+
+    def end_stage(self, pool: Pool) -> None:
+        """The averages become the weights."""
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.average, strict=True):
+                parameter.copy_(average)
+        if self.now.name == "autoencoder":
+            fold_latent_scale(self.networks["vae"], self._vae_means(self._some(pool, 512)))
+        if self.now.name == "motion":
+            self._settle_batch_norms(pool)
+
+    def autocast(self):
+        enabled = self.now.half and self.device.type == "cuda"
+        return torch.autocast(self.device.type, torch.float16, enabled=enabled)
+
+    def _indices(self, random: torch.Generator, high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=random, device=self.device)
+
+    def _noise(self, random: torch.Generator, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=random, device=self.device)
+
+    def _some(self, pool: Pool, count: int) -> Tensor:
+        random = torch.Generator(self.device).manual_seed(1)
+        return pool.pixels(self._indices(random, len(pool.begins), count), self._indices(random, PICTURES, count))
+
+    # Stage 1
+
+    def autoencoder(self, pool: Pool, random: torch.Generator) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        vae, batch = self.networks["vae"], self.now.batch
+        take, picture = self._indices(random, len(pool.begins), batch), self._indices(random, PICTURES, batch)
+        pixels = (pool.pixels(take, picture) * 2 - 1).contiguous(memory_format=torch.channels_last)
+        weights = importance(pool.true_heads(take, picture), SIZE)
+        with self.autocast():
+            posterior = vae.encode(pixels).latent_dist
+            mean, deviation = posterior.mean.float(), posterior.std.float()
+            result = vae.decode(mean + deviation * self._noise(random, mean)).sample
+        difference = result.float() - pixels
+        edges = difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
+        loss = (weights * (difference.abs() + 4 * difference**2)).mean() + edges
+        spread = (mean**2 + deviation**2 - 1 - 2 * deviation.log()).mean() / 2
+        yield loss + 1e-4 * spread, {"loss": loss, "psnr": -10 * ((difference**2).mean() / 4).log10()}
+
+    # Stage 2
+
+    def motion(self, pool: Pool, random: torch.Generator) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        batch = self.now.batch
+        take, picture = self._indices(random, len(pool.begins), batch), self._indices(random, PICTURES, batch)
+        pixels, truth = pool.pixels(take, picture), pool.true_heads(take, picture)
+        tint = 1 + 0.1 * (2 * torch.rand(batch, 3, 1, 1, generator=random, device=self.device) - 1)
+        pixels = (pixels * tint).clamp(0, 1)
+        found = self.networks["motion_extractor"](pixels)
+        angles = (found.angles - truth.angles).abs().mean()
+        points = (transform_keypoints(found) - transform_keypoints(truth)).abs().mean()
+        shift = (found.translation - truth.translation).abs().mean() + (found.scale - truth.scale).abs().mean()
+        canonical = (found.keypoints - truth.keypoints).abs().mean()
+
+        boxes = face_boxes(transform_keypoints(truth))
+        boxes = (boxes + self._indices(random, 25, batch, 4) - 12).clamp(0, BOX_GRID - 1)
+        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 16)
+        tokens, loss = self._tokens(crop_squares(pixels, boxes, CONFIG.motion_encoder.image_size))
+        expression = self._expression_loss(tokens, pool.poses[take, picture][:, EXPRESSION])
+        total = angles / 8 + 10 * points + 10 * shift + 3 * canonical + 5 * expression + loss
+        yield total, {"degrees": angles, "points": points, "shift and scale": shift, "expression": expression}
+
+    def _tokens(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        """Crops (F, 3, side, side) -> motion tokens (F, 32, 16), and a loss that keeps them small."""
+        tokens = self.networks["motion_encoder"](faces)[0].float()
+        config = CONFIG.motion_encoder
+        places = token_positions(config.tokens, config.token_width, tokens.device, tokens.dtype)
+        return tokens, 0.01 * ((tokens - places) ** 2).mean()
+
+    def _expression_loss(self, tokens: Tensor, truth: Tensor) -> Tensor:
+        """Tokens (F, 32, 16), truth (F, 7). The gaze of closed eyes is nobody's to know."""
+        weights = torch.ones_like(truth)
+        weights[:, :2] = 1 - truth[:, 2:3]
+        return (weights * (self.networks["expression"](tokens.flatten(1)) - truth) ** 2).mean()
+
+    def _settle_batch_norms(self, pool: Pool) -> None:
+        """The statistics of the averaged weights, over many batches."""
+        norms = [m for m in self.networks["motion_encoder"].modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        random = torch.Generator(self.device).manual_seed(2)
+        with torch.no_grad():
+            for _ in range(16):
+                next(self.motion(pool, random))
+        for norm in norms:
+            norm.momentum = 0.1
+
+    # Stages 3 and 4
+
+    @torch.no_grad()
+    def load(self, takes: Takes) -> Pool:
+        """Onto the device; for the UNets with what the frozen networks say."""
+        pool = Pool(
+            *(torch.tensor(x, device=self.device) for x in (takes.pictures, takes.poses, takes.keypoints)),
+            torch.tensor(takes.begins, device=self.device).bool(),
+        )
+        if self.now.name not in ("denoising", "streaming"):
+            return pool
+        latents, heads, faces = [], [], []
+        extractor = self.networks["motion_extractor"]
+        for pictures in pool.pictures.split(8):
+            pixels = pictures.permute(0, 1, 4, 2, 3).float() / 255
+            drawn = torch.cat([pixels[:, :1], pixels[:, ANSWERS]], 1)
+            means = self._vae_means(drawn.flatten(0, 1)).unflatten(0, drawn.shape[:2])
+            latents.append(means * LATENT_SCALE)
+            seen = pixels[:, : ANSWERS.start].flatten(0, 1)
+            heads.append(extractor(seen))
+            boxes = fill_empty_boxes(face_boxes(transform_keypoints(heads[-1])), None)
+            faces.append(crop_squares(seen, boxes, CONFIG.motion_encoder.image_size).half())
+        pool.latents, pool.heads = torch.cat(latents), HeadPose.cat(heads)
+        pool.faces = torch.cat(faces).unflatten(0, (len(pool.begins), -1))
+        return pool
+
+    @torch.no_grad()
+    def _vae_means(self, pixels: Tensor) -> Tensor:
+        """(N, 3, side, side) in [0, 1] -> (N, 4, h, w) unscaled."""
+        parts = (pixels * 2 - 1).split(128)
+        return torch.cat([self.networks["vae"].encode(part).latent_dist.mean.float() for part in parts])
+
+    def window(self, pool: Pool, take: Tensor, start: Tensor, keyframes: Tensor) -> Window:
+        """Windows that begin at slot `start` (B,) of takes (B,), with B x K slots as keyframes."""
+        batch = len(take)
+        slots = start[:, None] + torch.arange(WINDOW, device=self.device)  # (B, 16)
+        many = repeat(take, "b -> b f", f=WINDOW)
+        reference = pool.latents[take, 0]
+
+        # The driver, and in the warm-up what lies between the portrait and the driver's first frame
+        zero = torch.zeros_like(take)
+        numbers = torch.cat([zero[:, None], zero[:, None] + 1, slots + 2], 1)  # portrait, first, window
+        faces = pool.faces[take[:, None], numbers].float()
+        with self.autocast():
+            tokens, token_loss = self._tokens(faces.flatten(0, 1))
+        poses = pool.poses[take[:, None], numbers].flatten(0, 1)
+        expression_loss = self._expression_loss(tokens, poses[:, EXPRESSION]) + token_loss
+        tokens = tokens.unflatten(0, (batch, -1))
+        is_warm_up = pool.begins[:, None][take] & (slots < WARM_UP)
+        weight = slots / WARM_UP
+        between = torch.lerp(tokens[:, :1], tokens[:, 1:2], weight[:, :, None, None])
+        tokens = torch.where(is_warm_up[:, :, None, None], between, tokens[:, 2:])
+
+        portrait, first = pool.head(many, torch.zeros_like(many)), pool.head(many, torch.ones_like(many))
+        pose = retarget(portrait, pool.head(many, slots + 2), first)
+        angles = torch.lerp(portrait.angles, first.angles, weight.reshape(-1, 1))
+        warm = is_warm_up.reshape(-1, 1)
+        pose = replace(
+            pose,
+            angles=torch.where(warm, angles, pose.angles),
+            translation=torch.where(warm, portrait.translation, pose.translation),
+        )
+        keypoint_map = draw_keypoint_map(transform_keypoints(pose), SIZE, SIZE)
+        with self.autocast():
+            features = self.networks["pose_guider"](keypoint_map)
+            conditioning = self._conditioning(pool, take, reference, keyframes)
+        return Window(
+            reference=reference,
+            answers=rearrange(pool.latents[take[:, None], 1 + slots], "b f c h w -> b c f h w"),
+            weights=self._weights(pool, take, slots),
+            conditioning=conditioning,
+            motion_tokens=tokens,
+            pose_features=rearrange(features, "1 c (b f) h w -> b c f h w", b=batch),
+            expression_loss=expression_loss,
+            take=take,
+            slots=slots,
+        )
+
+    def _weights(self, pool: Pool, take: Tensor, slots: Tensor) -> Tensor:
+        many = repeat(take, "b -> (b f)", f=slots.shape[1])
+        heads = pool.true_heads(many, slots.flatten() + ANSWERS.start)
+        return rearrange(importance(heads, LATENT_SIDE), "(b f) 1 h w -> b 1 f h w", b=len(take))
+
+    def _conditioning(self, pool: Pool, take: Tensor, reference: Tensor, keyframes: Tensor) -> Conditioning:
+        """For every frame of B windows: what inference shares between the frames stands here once for each."""
+        denoising_unet, reference_unet = self.networks["denoising_unet"], self.networks["reference_unet"]
+        embeds = self.networks["image_encoder"](clip_pixels(pool.pixels(take, torch.zeros_like(take)))).image_embeds
+        embeds = embeds[:, None]
+        conditioning = denoising_unet.condition(embeds, reference_unet(reference, embeds))
+        for slot in keyframes.unbind(1):
+            features = reference_unet(pool.latents[take, 1 + slot], embeds)
+            conditioning = denoising_unet.add_keyframe(conditioning, features)
+
+        def each_frame(x: Tensor) -> Tensor:
+            return x.repeat_interleave(WINDOW, 0)
+
+        return Conditioning(
+            cross={path: each_frame(x) for path, x in conditioning.cross.items()},
+            keys_values={path: (each_frame(k), each_frame(v)) for path, (k, v) in conditioning.keys_values.items()},
+        )
+
+    def predict(self, window: Window, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """Noisy latents (B, 4, 16, h, w) at timesteps (16,) -> the noise in them, float32."""
+        with self.autocast():
+            noise = self.networks["denoising_unet"](
+                latents, timesteps.to(self.device), window.conditioning, window.motion_tokens, window.pose_features
+            )
+        return noise.float()
+
+    def denoising_loss(self, window: Window, x0: Tensor, timesteps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of predicted pictures (B, 4, 16, h, w) in latents.
+
+        An error e in the noise is an error k e in the picture, k from 0.03 at the last level to 66 at the first. The
+        loss is w (k e)^2 / k^2, with w = k between bounds: halfway from that of the noise to that of the picture.
+        """
+        error = (window.weights * (x0 - window.answers) ** 2).mean((0, 1, 3, 4)) / window.weights.mean()  # (16,)
+        alphas = self.schedule._alphas_cumprod[timesteps].to(error)
+        k = ((1 - alphas) / alphas).sqrt()
+        loss = (k.clamp(0.01, 12) / k**2 * error).mean()
+        levels = error.detach().unflatten(0, (-1, CHUNK)).mean(1).sqrt()
+        return loss, {f"error {i}": levels[i] for i in range(len(levels))}  # 0 is the oldest chunk
+
+    def denoising(self, pool: Pool, random: torch.Generator) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Right answers with noise, at the levels of four or eight steps."""
+        batch = self.now.batch
+        take = self._indices(random, len(pool.begins), batch)
+        start = CHUNK * self._indices(random, 1 + (SLOTS - WINDOW) // CHUNK, batch)
+        choice = torch.rand(3, generator=random, device=self.device).tolist()
+        schedule = Schedule(4 if choice[0] < 0.75 else 8)
+        step = int(choice[1] * schedule.passes)
+        keyframes = self._indices(random, SLOTS, batch, max(0, int(choice[2] * 6) - 2))
+        window = self.window(pool, take, start, keyframes)
+
+        timesteps = schedule.timesteps(step)
+        # What has just come in is the portrait under noise: the newest chunk, and in a first window all.
+        is_new = timesteps.to(self.device).eq(timesteps.max()) if step == 0 else torch.zeros(WINDOW).bool()
+        is_first = (pool.begins[take] & (start == 0))[:, None] & (step == 0)
+        from_portrait = (is_new.to(self.device)[None] | is_first)[:, None, :, None, None]
+        clean = torch.where(from_portrait, window.reference[:, :, None], window.answers)
+        latents = schedule.add_noise(clean, self._noise(random, clean), timesteps)
+        noise = self.predict(window, latents, timesteps)
+        _, x0 = schedule.step(latents, noise, timesteps, timesteps)
+        loss, values = self.denoising_loss(window, x0, timesteps)
+        if schedule != self.schedule:
+            values = {}
+        yield loss + window.expression_loss, {"loss": loss, "expression": window.expression_loss, **values}
+
+    def streaming(self, pool: Pool, random: torch.Generator) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Five windows one after the other, each going on from what the one before made."""
+        batch, windows = self.now.batch, 1 + (SLOTS - WINDOW) // CHUNK
+        take = self._indices(random, len(pool.begins), batch)
+        share = torch.rand(1, generator=random, device=self.device).item()
+        keyframes = self._indices(random, SLOTS, batch, max(0, int(share * 6) - 2))
+        timesteps, following = self.schedule.timesteps(0), self.schedule.timesteps(self.schedule.passes)
+        reference = pool.latents[take, 0][:, :, None]
+        known = rearrange(pool.latents[take, 1 : 1 + WARM_UP], "b f c h w -> b c f h w")
+        known = torch.where(pool.begins[take][:, None, None, None, None], reference, known)
+        state = self.schedule.add_noise(known, self._noise(random, known), timesteps[:WARM_UP])
+        for i in range(windows):
+            window = self.window(pool, take, torch.full_like(take, CHUNK * i), keyframes)
+            new = reference.expand(-1, -1, CHUNK, -1, -1)
+            new = self.schedule.add_noise(new, self._noise(random, new), timesteps[WARM_UP:])
+            latents = torch.cat([state, new], 2)
+            noise = self.predict(window, latents, timesteps)
+            latents, x0 = self.schedule.step(latents, noise, timesteps, following)
+            loss, values = self.denoising_loss(window, x0, timesteps)
+            pixels = self._pixel_loss(pool, window, x0, CHUNK + int(share * 1e6) % CHUNK)
+            values |= {"loss": loss, "pixels": pixels, "expression": window.expression_loss}
+            state = latents[:, :, CHUNK:].detach()
+            total = (loss + pixels + window.expression_loss) / windows
+            yield total, {name: value / windows for name, value in values.items()}
+
+    def _pixel_loss(self, pool: Pool, window: Window, x0: Tensor, frame: int) -> Tensor:
+        """Of one frame of the second oldest chunk, after which little can change."""
+        picture = window.slots[:, frame] + ANSWERS.start
+        weights = importance(pool.true_heads(window.take, picture), SIZE)
+        with self.autocast():
+            decoded = self.networks["vae"].decode(x0[:, :, frame] / LATENT_SCALE).sample.float()
+        difference = decoded - (pool.pixels(window.take, picture) * 2 - 1)
+        return (weights * (difference.abs() + 2 * difference**2)).mean()
+
+    # What there is to see
+
+    @torch.no_grad()
+    def sheet(self, pool: Pool, path: Path) -> None:
+        """A picture of what the stage has learnt."""
+        if self.now.name == "autoencoder":
+            pixels = self._some(pool, 12)
+            decoded = self.networks["vae"].decode(self._vae_means(pixels)).sample
+            rows = [_pictures(pixels), _pictures(decoded / 2 + 0.5)]
+        elif self.now.name == "motion":
+            pixels = self._some(pool, 12)
+            pose = self.networks["motion_extractor"].eval()(pixels)
+            keypoint_map = draw_keypoint_map(transform_keypoints(pose), SIZE, SIZE)[0].movedim(0, 1)
+            rows = [_pictures(pixels), _pictures(torch.maximum(keypoint_map, pixels * 0.5))]
+        else:
+            rows, _ = self.unseen(pairs=4, frames=44)
+        write_png(path, contact_sheet(rows))
+
+    def unseen(self, pairs: int, frames: int) -> tuple[list[list[np.ndarray]], dict[str, float]]:
+        """Sheet and figures of characters and performances that are in no take, on the CPU as a user has it."""
+        folder = self.folder / "weights"
+        export(self.networks, folder)
+        pipeline = Pipeline.load(find_weights(folder), "cpu")
+        rows, scores = [], {"result": [], "portrait unmoved": []}
+        for i in range(pairs):
+            character, other, poses = random_character(2 * i), random_character(2 * i + 1), perform(i, frames)
+            pose = Pose(smile=0.2)
+            portrait, driving = draw(character, pose, SIZE), [draw(other, p, SIZE) for p in poses]
+            answers = [draw(character, right_answer(pose, p, poses[0]), SIZE) for p in poses]
+            chunks = pipeline.animate(pipeline.encode_reference(portrait), driving)
+            results = [picture for chunk in chunks for picture in chunk]
+            shown = range(2, frames, -(-frames // 10))
+            for name, pictures in (("driver", driving), ("result", results), ("answer", answers)):
+                rows.append(
+                    [portrait if name == "result" else np.full_like(portrait, 255), *(pictures[j] for j in shown)]
+                )
+            scores["result"].append(_psnr(results, answers))
+            scores["portrait unmoved"].append(_psnr([portrait] * frames, answers))
+        return rows, {name: round(float(np.mean(values)), 2) for name, values in scores.items()}
+
+
+def _psnr(a: list[np.ndarray], b: list[np.ndarray]) -> float:
+    return float(10 * np.log10(255**2 / ((np.stack(a).astype(np.float32) - np.stack(b)) ** 2).mean()))
+
+
+def _pictures(pixels: Tensor) -> list[np.ndarray]:
+    """(N, 3, H, W) in [0, 1] -> uint8 pictures."""
+    return list((pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    cv2.imwrite(str(path), picture[..., ::-1])
+
+
+def draw_curves(history: list, path: Path) -> None:
+    """One panel a stage, one line a value, on a logarithmic scale."""
+    stages = list(dict.fromkeys(stage for stage, _, _ in history))
+    height, width = 300, 1200
+    image = np.full((height * len(stages), width, 3), 255, np.uint8)
+    for i, stage in enumerate(stages):
+        entries = [(step, values) for name, step, values in history if name == stage]
+        names = list(dict.fromkeys(name for _, values in entries for name in values))
+        top, last = i * height, max(step for step, _ in entries)
+        cv2.putText(image, stage, (8, top + 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 2, cv2.LINE_AA)
+        for j, name in enumerate(names):
+            points = [(step, values[name]) for step, values in entries if values.get(name, 0) > 0]
+            if not points:
+                continue
+            steps, logs = np.array([p[0] for p in points]), np.log10([p[1] for p in points])
+            low, high = logs.min(), max(logs.max(), logs.min() + 0.1)
+            x, y = 300 + 880 * steps / last, top + 280 - 250 * (logs - low) / (high - low)
+            hue = np.uint8([[[180 * j // len(names), 220, 190]]])
+            colour = tuple(int(c) for c in cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0])
+            cv2.polylines(image, [np.stack([x, y], 1).round().astype(np.int32)], False, colour, 1, cv2.LINE_AA)
+            text = f"{name}: {points[0][1]:.4g} to {points[-1][1]:.4g}"
+            cv2.putText(image, text, (8, top + 52 + 22 * j), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
+    cv2.imwrite(str(path), image)
+
+
+def export(networks: dict[str, nn.Module], folder: Path) -> None:
+    """The weights in the layout of the published ones, float16, with their sizes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    CONFIG.write(folder / SIZES_FILE)
+
+    def kept(network: nn.Module) -> dict[str, Tensor]:
+        return {
+            key: value.detach().to("cpu", torch.float16).contiguous()
+            for key, value in network.state_dict().items()
+            if value.is_floating_point()
+        }
+
+    def write(state_dict: dict[str, Tensor], path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        save_file(state_dict, path, metadata={"format": "pt"})
+
+    unet = kept(networks["denoising_unet"])
+    temporal = {key: value for key, value in unet.items() if ".temporal_modules." in key}
+    write(temporal, folder / "temporal_module.safetensors")
+    write({k: v for k, v in unet.items() if k not in temporal}, folder / "denoising_unet.safetensors")
+    for name in ("reference_unet", "motion_encoder", "motion_extractor", "pose_guider"):
+        write(kept(networks[name]), folder / f"{name}.safetensors")
+    write(kept(networks["vae"]), folder / "vae" / "diffusion_pytorch_model.safetensors")
+    networks["vae"].save_config(folder / "vae")
+    write(kept(networks["image_encoder"]), folder / "image_encoder" / "model.safetensors")
+    networks["image_encoder"].config.architectures = ["CLIPVisionModelWithProjection"]
+    networks["image_encoder"].config.save_pretrained(folder / "image_encoder")
+
+
+def measure_speed(run: Run, drawing: Drawing) -> None:
+    """Seconds a step of every stage, seconds a pool, and what the plan comes to."""
+    begun = time.perf_counter()
+    takes = drawing.pool(0)
+    drawing.pool(1)
+    pool_seconds = (time.perf_counter() - begun) / 2
+    total = 0.0
+    for stage in run.plan.stages:
+        run.step = 0
+        run._begin_stage()
+        begun = time.perf_counter()
+        pool = run.load(takes)
+        loading = time.perf_counter() - begun
+        for i in range(30):
+            if i == 10:
+                _synchronize()
+                begun = time.perf_counter()
+            run.train_step(pool)
+        _synchronize()
+        step = (time.perf_counter() - begun) / 20
+        seconds = stage.steps * step + run.plan.pools * loading
+        total += seconds
+        print(f"{stage.name}: {1000 * step:.1f} ms a step, {loading:.1f} s to load a pool, {seconds:.0f} s in all")
+        run.stage += 1
+    print(f"drawing: {pool_seconds:.1f} s a pool of {run.plan.takes} takes; in all {total / 60:.1f} minutes")
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def main(arguments: list[str] | None = None, plan: Plan | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, help="folder for checkpoint, curves, sheets and log")
+    parser.add_argument("--output", type=Path, help="where to write the weights when all is done")
+    parser.add_argument("--stop-after", type=float, default=math.inf, metavar="SECONDS")
+    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, on a CPU")
+    parser.add_argument("--measure-speed", action="store_true", help="time the steps of every stage and stop")
+    options = parser.parse_args(arguments)
+    begun = time.perf_counter()
+    options.run.mkdir(parents=True, exist_ok=True)
+    stopping = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+    plan = plan or (SMOKE if options.smoke else Plan())
+    drawing = Drawing(plan)  # before anything touches the GPU
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    run = Run(options.run, plan, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if options.measure_speed:
+        measure_speed(run, drawing)
+        return 0
+    with (options.run / "log.txt").open("a") as file:
+
+        def log(text: str) -> None:
+            print(text, flush=True)
+            print(text, file=file, flush=True)
+
+        run.resume()
+        saved = time.perf_counter()
+
+        def should_stop() -> bool:
+            nonlocal saved
+            if time.perf_counter() - saved > 120:
+                run.save()
+                saved = time.perf_counter()
+            return bool(stopping) or time.perf_counter() - begun > options.stop_after
+
+        run.train(drawing, should_stop, log)
+        draw_curves(run.history, options.run / "curves.png")
+        if not run.is_done:
+            log(f"stopped in {run.now.name} at step {run.step}; start again to go on")
+            return 0
+        rows, figures = run.unseen(pairs=8, frames=60 if plan != SMOKE else 8)
+        write_png(options.run / "unseen.png", contact_sheet(rows))
+        log(f"unseen, PSNR against the right answer in dB: {json.dumps(figures)}; {run.seconds:.0f} s of training")
+        if options.output:
+            export(run.networks, options.output)
+            size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file())
+            log(f"{options.output}: {size / 1e6:.2f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
