@@ -17,15 +17,18 @@ from torch import Tensor
 from ..personalive_core.video import UNKNOWN_RATE, VideoReader
 from . import compat, convert
 
+UNEQUAL = Fraction(2, 1000)  # seconds: containers that count in milliseconds round that much
+
 
 @dataclass
 class Driving:
-    """Pictures uint8 (H, W, 3) one after the other, their frames per second, how many to expect, and the file (if it
-    is one) with the second at which they begin."""
+    """Pictures uint8 (H, W, 3) one after the other, their frames per second, how many to expect, the name of what they
+    come from, and the sound or the file that has it, with the second at which they begin."""
 
     frames: Iterator[np.ndarray]
     frame_rate: Fraction
     count: int | None
+    name: str = "images"
     audio: dict | Path | None = None
     begin: Fraction = Fraction(0)
 
@@ -54,7 +57,9 @@ def open_driving(driving, frame_rate: float) -> Iterator[Driving]:
         own = Fraction(parts.frame_rate)
         timed = ((pixels, i / own) for i, pixels in enumerate(_pictures(parts.images)))
         count = len(parts.images) if rate is None else round(len(parts.images) / own * rate)
-        yield Driving(_resampled(timed, rate) if rate else _pictures(parts.images), rate or own, count, parts.audio)
+        yield Driving(
+            _resampled(timed, rate) if rate else _pictures(parts.images), rate or own, count, "video", parts.audio
+        )
 
 
 def _from_reader(
@@ -65,12 +70,13 @@ def _from_reader(
     timed = ((frame.pixels, frame.time - begin) for frame in reader if frame.time >= begin)
     if end is not None:
         timed = takewhile(lambda item: item[1] < end - begin, timed)
-    frames = _resampled(timed, rate) if rate else (pixels for pixels, _ in timed)
+    frames = _resampled(timed, rate) if rate else _in_step(timed, reader.frame_rate)
     count = None
     if reader.frame_count is not None:
         length = reader.frame_count / reader.frame_rate - begin
         count = max(1, round((length if end is None else min(length, end - begin)) * (rate or reader.frame_rate)))
-    return Driving(frames, rate or reader.frame_rate, count, path if reader.has_audio else None, begin)
+    sound = path if reader.has_audio else None
+    return Driving(frames, rate or reader.frame_rate, count, reader.path.name, sound, begin)
 
 
 def _pictures(images: Tensor) -> Iterator[np.ndarray]:
@@ -90,6 +96,25 @@ def _resampled(frames: Iterator[tuple[np.ndarray, Fraction]], rate: Fraction) ->
         shown = pixels
     if shown is not None:
         yield shown
+
+
+def _in_step(frames: Iterator[tuple[np.ndarray, Fraction]], rate: Fraction) -> Iterator[np.ndarray]:
+    """Every picture once, as long as they are equally far apart. From where they are not, a picture is shown again or
+    left out where its time and its place at `rate` would come apart by more than a frame: the sound stays in step."""
+    step = last = None
+    is_variable, count = False, 0
+    for pixels, time in frames:
+        if last is not None:
+            step = step or time - last
+            is_variable |= abs(time - last - step) > UNEQUAL
+        last = time
+        if is_variable and count / rate - time > 1 / rate:
+            continue
+        while is_variable and time - count / rate > 1 / rate:
+            yield pixels
+            count += 1
+        yield pixels
+        count += 1
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Extract Motion and Preview Motion: what the driving pictures say, in a few KB each."""
 
 import io as bytes_io
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,14 +13,20 @@ from comfy_api.latest import io
 from einops import rearrange
 from PIL import Image
 
+from ..personalive_core.adjust import Performance, trim
 from ..personalive_core.config import CHUNK
 from ..personalive_core.errors import InputError
-from ..personalive_core.keypoints import crop_faces, draw_keypoint_map, retarget, transform_keypoints
+from ..personalive_core.held import Hold, describe_held
+from ..personalive_core.keypoints import crop_faces, draw_keypoint_map, transform_keypoints
 from ..personalive_core.motion import Motion, extract_motion
+from ..personalive_core.sheet import BORDER, HELD, ContactSheet
 from . import convert, memory
 from .driving import Driving, open_driving
+from .driving_crop import CropSettings, CropSettingsType
 from .load import ModelType, PersonaLiveModel
 from .reference import NodeReference, ReferenceType
+
+log = logging.getLogger("personalive")
 
 FACE_SIZE = 128  # of the kept pictures of faces, pixels
 PREVIEW_SIZE = 256
@@ -26,11 +34,11 @@ PREVIEW_SIZE = 256
 
 @dataclass(frozen=True)
 class NodeMotion:
-    """The core's motion, the motion of the portrait it is for, and small pictures of the faces that were seen."""
+    """The core's performance, the motion of the portrait it is for, and small pictures of the faces that were seen."""
 
-    motion: Motion
+    performance: Performance
     portrait: Motion
-    faces: list[bytes]  # JPEG, one a frame
+    faces: list[bytes]  # JPEG, one a frame; none for motion from a file
 
     def check_reference(self, reference: NodeReference) -> None:
         if not torch.equal(self.portrait.tokens, reference.reference.motion.tokens):
@@ -77,11 +85,28 @@ class ExtractMotion(io.ComfyNode):
                     optional=True,
                     tooltip="Frames per second of the result; 0 keeps the video's own, and is 25 for images.",
                 ),
+                io.Boolean.Input(
+                    "mirror",
+                    default=False,
+                    optional=True,
+                    tooltip="Exchange left and right of the driving pictures before they are looked at.",
+                ),
+                io.Boolean.Input(
+                    "hold",
+                    default=True,
+                    optional=True,
+                    tooltip="Where a frame shows no face, is black, is turned away or follows a cut, hold the last "
+                    "good motion and come back in four frames. Switch it off for photos that do not belong together.",
+                ),
+                CropSettingsType.Input(
+                    "crop", optional=True, tooltip="From Crop Driving, if the pictures show more than a head."
+                ),
             ],
             outputs=[
                 MotionType.Output(display_name="motion"),
                 io.Float.Output(display_name="frame_rate"),
                 io.Audio.Output(display_name="audio"),
+                io.String.Output(display_name="held"),
             ],
         )
 
@@ -94,32 +119,55 @@ class ExtractMotion(io.ComfyNode):
         start: int = 0,
         count: int = 0,
         frame_rate: float = 0.0,
+        mirror: bool = False,
+        hold: bool = True,
+        crop: CropSettings | None = None,
     ) -> io.NodeOutput:
         reference.check_model(model)
+        cut = crop.open(model, driving, frame_rate, start, count) if crop else None
         with open_driving(driving, frame_rate) as source:
-            motion, faces = _extract(model, source, start, count)
+            motion, faces = _extract(model, source, start, count, cut, mirror, hold)
             audio = source.read_audio(start, len(motion))
-        return io.NodeOutput(NodeMotion(motion, reference.reference.motion, faces), float(source.frame_rate), audio)
+        held = describe_held(motion.held)
+        if held:
+            log.warning("%s: %s", source.name, held)
+        performance = Performance(motion, source.frame_rate, source.name)
+        return io.NodeOutput(
+            NodeMotion(performance, reference.reference.motion, faces), float(source.frame_rate), audio, held
+        )
 
 
-def _extract(model: PersonaLiveModel, source: Driving, start: int, count: int) -> tuple[Motion, list[bytes]]:
+def _extract(
+    model: PersonaLiveModel,
+    source: Driving,
+    start: int,
+    count: int,
+    cut: Callable[[np.ndarray], np.ndarray] | None,
+    mirror: bool,
+    hold: bool,
+) -> tuple[Motion, list[bytes]]:
     frames = islice(source.frames, start, start + count if count else None)
+    frames = map(cut, frames) if cut else frames
     total = min(filter(None, (count, source.count and source.count - start)), default=0)
     bar = comfy.utils.ProgressBar(max(1, total))
     motions, faces = [], []
-    networks = None
+    networks = motion = None
+    holding = Hold()
     while chunk := list(islice(frames, CHUNK)):
         pictures = np.stack(chunk)
         height, width = pictures.shape[1:3]
         networks = networks or model.load("motion_extractor", "motion_encoder", memory=memory.motion(width, height))
+        pictures = pictures[:, :, ::-1].copy() if mirror else pictures
         pixels = convert.to_pixels(pictures, model.device)
-        motions.append(extract_motion(*networks, pixels, motions[-1] if motions else None))
-        crops = ((crop_faces(pixels, motions[-1].boxes, FACE_SIZE) / 2 + 0.5) * 255).byte()
+        motion = extract_motion(*networks, pixels, motion)
+        motions.append(holding.push(motion, pixels) if hold else motion)
+        crops = ((crop_faces(pixels, motion.boxes, FACE_SIZE) / 2 + 0.5) * 255).byte()
         faces += [_jpeg(face) for face in rearrange(crops, "f c h w -> f h w c").cpu().numpy()]
         preview = Image.open(bytes_io.BytesIO(faces[-1]))
         bar.update_absolute(len(faces), max(total, len(faces)), ("JPEG", preview, None))
     if not motions:
         raise InputError(f"there are no driving frames from frame {start} on: lower 'start' or choose another video.")
+    holding.finish()
     return Motion.cat(motions), faces
 
 
@@ -147,17 +195,56 @@ class PreviewMotion(io.ComfyNode):
 
     @classmethod
     def execute(cls, motion: NodeMotion, start: int, count: int) -> io.NodeOutput:
-        shown = motion.motion[start : start + count]
-        if not len(shown):
-            raise InputError(f"the motion has {len(motion.motion)} frames and none from {start} on: lower 'start'.")
-        poses = retarget(motion.portrait.pose, shown.pose, motion.motion.pose[:1])
+        shown = trim(motion.performance.motion, start, count)
+        poses = motion.performance.retargeted(motion.portrait, slice(start, start + count)).pose
         dots = draw_keypoint_map(transform_keypoints(poses), PREVIEW_SIZE, PREVIEW_SIZE)
-        faces = [_resized(face) for face in motion.faces[start : start + count]]
-        dots = rearrange(dots, "1 c f h w -> f h w c")
-        return io.NodeOutput(torch.cat([convert.to_image(np.stack(faces)), dots], dim=2))
+        pictures = [rearrange(dots, "1 c f h w -> f h w c")]
+        if motion.faces:
+            faces = [_opened(face).resize((PREVIEW_SIZE, PREVIEW_SIZE)) for face in motion.faces[start:][:count]]
+            pictures.insert(0, convert.to_image(np.stack([np.asarray(face) for face in faces])))
+        images = torch.cat(pictures, dim=2)
+        for i in shown.held.nonzero().flatten().tolist():
+            for edge in (images[i, :BORDER], images[i, -BORDER:], images[i, :, :BORDER], images[i, :, -BORDER:]):
+                edge[:] = torch.tensor(HELD) / 255
+        return io.NodeOutput(images)
 
 
-def _resized(face: bytes) -> np.ndarray:
-    return np.asarray(
-        Image.open(bytes_io.BytesIO(face)).resize((PREVIEW_SIZE, PREVIEW_SIZE), Image.Resampling.BILINEAR)
-    )
+def _opened(face: bytes) -> Image.Image:
+    return Image.open(bytes_io.BytesIO(face))
+
+
+class MakeContactSheet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonaLiveContactSheet",
+            display_name="Contact Sheet",
+            category="PersonaLive",
+            description="Driver, keypoints and result at a few moments, side by side in one picture.",
+            inputs=[
+                MotionType.Input("motion", tooltip="From Extract Motion, Adjust Motion or Load Motion."),
+                io.MultiType.Input(
+                    "result",
+                    types=[io.Image, io.Video],
+                    optional=True,
+                    tooltip="What was made with this motion: the video or the images of Assemble Video.",
+                ),
+                io.Int.Input("columns", default=12, min=2, max=64, tooltip="How many moments to show at most."),
+            ],
+            outputs=[io.Image.Output(display_name="image")],
+        )
+
+    @classmethod
+    def execute(cls, motion: NodeMotion, columns: int, result=None) -> io.NodeOutput:
+        sheet, performance = ContactSheet(columns), motion.performance
+        for i in range(len(performance.motion)):
+            if sheet.wants(i):
+                retargeted = performance.retargeted(motion.portrait, slice(i, i + 1))
+                sheet.add_keypoints(i, retargeted)
+                if motion.faces:
+                    sheet.add("driver", i, np.asarray(_opened(motion.faces[i])), bool(retargeted.held[0]))
+        if result is not None:
+            with open_driving(result, 0.0) as source:
+                for i, pixels in enumerate(source.frames):
+                    sheet.add("result", i, pixels)
+        return io.NodeOutput(convert.to_image(np.asarray(sheet.image())[None]))

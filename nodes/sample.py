@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..personalive_core.adjust import Strength
 from ..personalive_core.config import CHUNK, PIXELS_PER_LATENT, WARM_UP
 from ..personalive_core.keyframes import KeyframeSettings
 from ..personalive_core.networks.reference_unet import ReferenceFeatures
@@ -60,6 +61,16 @@ class Sample(io.ComfyNode):
                     step=0.5,
                     tooltip="How different an expression must be from all remembered ones to count as new.",
                 ),
+                compat.advanced(
+                    io.Float.Input,
+                    "return_every",
+                    default=0.0,
+                    min=0.0,
+                    max=3600.0,
+                    step=1.0,
+                    tooltip="For long takes: after so many seconds forget all remembered frames, and begin again with "
+                    "the portrait in their place. 0 is never.",
+                ),
                 io.Int.Input(
                     "seed",
                     default=42,
@@ -81,21 +92,24 @@ class Sample(io.ComfyNode):
         steps: int,
         keyframes: int,
         keyframe_threshold: float,
+        return_every: float,
         seed: int,
     ) -> io.NodeOutput:
         reference.check_model(model)
         motion.check_reference(reference)
-        stream = _make_stream(model, reference, Schedule(steps), KeyframeSettings(keyframes, keyframe_threshold))
+        performance = motion.performance
+        settings = KeyframeSettings(keyframes, keyframe_threshold, round(return_every * performance.frame_rate))
+        stream = _make_stream(model, reference, Schedule(steps), settings, performance.strength)
 
-        frames, total = len(motion.motion), -(-len(motion.motion) // CHUNK) + WARM_UP // CHUNK
+        frames, total = len(performance.motion), -(-len(performance.motion) // CHUNK) + WARM_UP // CHUNK
         keep = comfy.model_management.intermediate_device()
         samples = torch.empty(frames, *reference.reference.latents.shape[1:], device=keep)
         previewer = latent_preview.get_previewer(model.device, comfy.latent_formats.SD15())
         bar = comfy.utils.ProgressBar(total)
-        state = stream.start(motion.motion, seed)
+        state = stream.start(performance.motion, seed, performance.neutral)
         done = 0
 
-        for latents in chain(stream.push(state, motion.motion), stream.flush(state)):
+        for latents in chain(stream.push(state, performance.motion), stream.flush(state)):
             count = latents.shape[2]
             samples[done : done + count] = convert.to_host_latents(latents)
             done += count
@@ -108,7 +122,11 @@ class Sample(io.ComfyNode):
 
 
 def _make_stream(
-    model: PersonaLiveModel, reference: NodeReference, schedule: Schedule, keyframes: KeyframeSettings
+    model: PersonaLiveModel,
+    reference: NodeReference,
+    schedule: Schedule,
+    keyframes: KeyframeSettings,
+    strength: Strength,
 ) -> Stream:
     height, width = (PIXELS_PER_LATENT * side for side in reference.reference.latents.shape[-2:])
     room = memory.window(width, height, model.dtype, keyframes.limit)
@@ -129,4 +147,5 @@ def _make_stream(
         schedule=schedule,
         keyframes=keyframes,
         device=model.device,
+        strength=strength,
     )

@@ -93,37 +93,43 @@ def smooth_pose(motion: Motion, frames: float) -> Motion:
     return replace(motion, pose=pose)
 
 
+def _times(frames: int, rate: Fraction, new_rate: Fraction) -> list[Fraction]:
+    """Where the frames at the new rate lie between those at the old one."""
+    count = max(1, round(frames / rate * new_rate))
+    return [min(i * rate / new_rate, Fraction(frames - 1)) for i in range(count)]
+
+
+def nearest_frames(frames: int, rate: Fraction, new_rate: Fraction) -> list[int]:
+    """For each frame at the new rate the number of the nearest of `frames` at the old one."""
+    return [math.floor(time + Fraction(1, 2)) for time in _times(frames, rate, new_rate)]
+
+
 def change_rate(motion: Motion, rate: Fraction, new_rate: Fraction) -> Motion:
     """The same performance at another number of frames per second: as long, to the nearest frame. Every new frame lies
     between two old ones, and is mixed from them; which of them was held and where the face was is the nearer one's."""
     if new_rate == rate:
         return motion
-    frames = max(1, round(len(motion) / rate * new_rate))
-    last = len(motion) - 1
-    times = [min(i * rate / new_rate, Fraction(last)) for i in range(frames)]
+    times = _times(len(motion), rate, new_rate)
     before = [math.floor(time) for time in times]
-    after = [min(index + 1, last) for index in before]
+    after = [min(index + 1, len(motion) - 1) for index in before]
     weights = torch.tensor([float(time - index) for time, index in zip(times, before, strict=True)])
 
     def mix(x: Tensor) -> Tensor:
         return torch.lerp(x[before], x[after], weights.view(-1, *[1] * (x.ndim - 1)))
 
-    nearest = motion[[math.floor(time + Fraction(1, 2)) for time in times]]
+    nearest = motion[nearest_frames(len(motion), rate, new_rate)]
     return replace(nearest, pose=HeadPose(*map(mix, vars(motion.pose).values())), tokens=mix(motion.tokens))
 
 
-def loop(motion: Motion, times: int, back_and_forth: bool = False) -> Motion:
-    """Play it so many times: from the beginning each time, or forwards and backwards in turn without repeating the
-    frames where it turns."""
-    if times == 1:
-        return motion
-    frames = len(motion)
+def loop_order(frames: int, times: int, back_and_forth: bool) -> list[int]:
+    """The frames of something that is played so many times: from the beginning each time, or forwards and backwards in
+    turn without repeating the frames where it turns."""
     if not back_and_forth:
-        return motion[list(range(frames)) * times]
+        return list(range(frames)) * times
     order = list(range(frames))
     for i in range(1, times):
         order += range(1, frames) if i % 2 == 0 else range(frames - 2, -1, -1)
-    return motion[order]
+    return order
 
 
 def trim(motion: Motion, start: int, count: int) -> Motion:
@@ -171,7 +177,8 @@ class Performance:
                 raise InputError(f"the neutral frame is {neutral}, and the motion ends at {len(motion) - 1}: lower it.")
             normal = motion[neutral : neutral + 1]
         rate = frame_rate or self.frame_rate
-        motion = loop(change_rate(motion, self.frame_rate, rate), times, back_and_forth)
+        motion = change_rate(motion, self.frame_rate, rate)
+        motion = motion[loop_order(len(motion), times, back_and_forth)] if times > 1 else motion
         return Performance(motion, rate, self.source, strength, normal)
 
     def retargeted(self, reference: Motion, frames: slice) -> Motion:

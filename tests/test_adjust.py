@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from personalive_core.adjust import PUBLISHED, Performance, Strength, change_rate, loop, retarget_motion, smooth_pose
+from personalive_core.adjust import PUBLISHED, Performance, Strength, change_rate, retarget_motion, smooth_pose
 from personalive_core.errors import InputError
 from personalive_core.keypoints import HeadPose, transform_keypoints
 from personalive_core.motion import Motion
@@ -146,9 +146,9 @@ def test_the_neutral_frame_counts_from_the_trimmed_motion():
 def test_trim_and_loop():
     assert same(adjusted(start=2, count=3), DRIVER[2:5])
     assert same(adjusted(start=4), DRIVER[4:])
-    assert same(loop(DRIVER[:3], 2), DRIVER[[0, 1, 2, 0, 1, 2]])
-    assert same(loop(DRIVER[:3], 3, back_and_forth=True), DRIVER[[0, 1, 2, 1, 0, 1, 2]])
-    assert same(loop(DRIVER[:1], 3, back_and_forth=True), DRIVER[:1])
+    assert same(adjusted(times=2), DRIVER[[*range(6)] * 2])
+    assert same(adjusted(times=3, back_and_forth=True, count=3), DRIVER[[0, 1, 2, 1, 0, 1, 2]])
+    assert same(adjusted(times=3, back_and_forth=True, count=1), DRIVER[:1])
     with pytest.raises(InputError, match="has 6 frames and none from 6 on"):
         adjusted(start=6)
 
