@@ -68,7 +68,7 @@ def test_state_dicts_are_the_checkpoints():
 def test_image_cross_attention_is_the_same_for_every_query():
     block: SpatialBlock = unets()[1].mid_block.attentions[0].transformer_blocks[0]
     queries, image_embeds = normal("queries", 1, 9, 128), normal("image_embeds", 1, 1, 24)
-    plain = block.attn2(block.norm2(queries), image_embeds)
+    plain = block.attn2(block.norm2(queries)[1], image_embeds)
     assert error(block.attn2.single_token(image_embeds).expand_as(plain), plain) < 1e-6
 
 
@@ -83,7 +83,7 @@ def test_kept_keys_and_values_equal_attention_over_joined_tokens():
     plain = F.scaled_dot_product_attention(
         *(heads(x) for x in (attn1.to_q(own), attn1.to_k(joined), attn1.to_v(joined)))
     )
-    kept = [torch.cat(pair, 2) for pair in zip(attn1.keys_values(reference), attn1.keys_values(keyframe), strict=True)]
+    kept = [torch.cat(pair, 1) for pair in zip(attn1.keys_values(reference), attn1.keys_values(keyframe), strict=True)]
     assert error(attn1(own, own, tuple(kept)), attn1.to_out[0](plain.transpose(1, 2).flatten(2))) < 1e-6
 
 

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import fused
 from ..attention import Attention
 
 
@@ -24,6 +25,26 @@ def frame_positions(frames: int, width: int, device: torch.device, dtype: torch.
     """(frames, width): sine and cosine interleaved, base 10000; computed once for each kind of use."""
     angles = torch.arange(frames)[:, None] * torch.exp(-math.log(10000) * torch.arange(0, width, 2) / width)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(device, dtype)
+
+
+class GroupNorm(nn.GroupNorm):
+    """With SiLU after it, or a shift of each channel before it. Small, so never a host's layer that can be offloaded."""
+
+    def forward(
+        self, x: Tensor, *, silu: bool = False, row: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """x (N, C, H, W), row (C,), shift (N, C) -> (N, C, H, W); see `fused.group_norm`."""
+        return fused.group_norm(self, x, silu=silu, row=row, shift=shift)
+
+
+class LayerNorm(nn.LayerNorm):
+    """With the residual before it. Small, so never a host's layer that can be offloaded."""
+
+    def forward(
+        self, h: Tensor, delta: Tensor | None = None, *, row: Tensor | None = None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """h (N, tokens, width) -> h + delta + row, and its norm plus the positions; see `fused.add_layer_norm`."""
+        return fused.add_layer_norm(self, h, delta, row=row, positions=positions)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -46,18 +67,18 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([operations.Linear(width, width, **kwargs)])
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """context (B, T, context width) -> keys and values, each (B, heads, T, head size)."""
-        return split_heads(self.to_k(context), self.heads), split_heads(self.to_v(context), self.heads)
+        """context (B, T, context width) -> keys and values, each (B, T, width)."""
+        return self.to_k(context), self.to_v(context)
 
     def forward(self, x: Tensor, context: Tensor, more: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """x (B, T, width), context (B, S, context width) -> (B, T, width).
 
-        `more` are keys and values (1, heads, R, head size) that every batch entry sees after its own.
+        `more` are keys and values (1, R, width) that every batch entry sees after its own.
         """
-        q = split_heads(self.to_q(x), self.heads)
         k, v = self.keys_values(context)
         if more is not None:
-            k, v = (torch.cat([own, m.expand(len(own), -1, -1, -1)], 2) for own, m in zip((k, v), more, strict=True))
+            k, v = fused.join(k, more[0]), fused.join(v, more[1])
+        q, k, v = (split_heads(y, self.heads) for y in (self.to_q(x), k, v))
         return self.to_out[0](merge_heads(self.attention(q, k, v)))
 
     def single_token(self, context: Tensor) -> Tensor:
@@ -71,8 +92,7 @@ class GEGLU(nn.Module):
         self.proj = operations.Linear(width, 2 * inner, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * F.gelu(gate)
+        return fused.geglu(self.proj(x))
 
 
 class FeedForward(nn.Module):
@@ -109,22 +129,35 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, time_width: int, norm_groups: int, *, operations, **kwargs):
+    """Two 3x3 convolutions, each after a norm and SiLU; with a time embedding in between if it has a width."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_width: int | None,
+        norm_groups: int,
+        *,
+        eps: float = 1e-5,
+        operations,
+        **kwargs,
+    ):
         super().__init__()
-        self.norm1 = operations.GroupNorm(norm_groups, in_channels, eps=1e-5, **kwargs)
+        self.norm1 = GroupNorm(norm_groups, in_channels, eps=eps, **kwargs)
         self.conv1 = operations.Conv2d(in_channels, out_channels, 3, padding=1, **kwargs)
-        self.time_emb_proj = operations.Linear(time_width, out_channels, **kwargs)
-        self.norm2 = operations.GroupNorm(norm_groups, out_channels, eps=1e-5, **kwargs)
+        if time_width is not None:
+            self.time_emb_proj = operations.Linear(time_width, out_channels, **kwargs)
+        self.norm2 = GroupNorm(norm_groups, out_channels, eps=eps, **kwargs)
         self.conv2 = operations.Conv2d(out_channels, out_channels, 3, padding=1, **kwargs)
         if in_channels != out_channels:
             self.conv_shortcut = operations.Conv2d(in_channels, out_channels, 1, **kwargs)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """x (N, C, H, W), time (N, time width) after its SiLU -> (N, C', H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(time)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+        h, bias = fused.conv2d(self.conv1, self.norm1(x, silu=True))
+        shift = None if time is None else self.time_emb_proj(time)
+        h, bias = fused.conv2d(self.conv2, self.norm2(h, silu=True, row=bias, shift=shift))
+        return fused.add(self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x, h, bias)
 
 
 class Downsample(nn.Module):
@@ -143,4 +176,4 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """To `size` (height, width): twice the input's, or one less where the way down rounded up."""
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        return self.conv(fused.upsample(x, size))

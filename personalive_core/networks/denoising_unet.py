@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..attention import Attention, pytorch_attention
 from ..config import UNetConfig
+from .blocks import GroupNorm
 from .reference_unet import ReferenceFeatures
 from .spatial import KeysValues, Level, SpatialBlock, UNet
 from .temporal import MotionModule, TemporalModule
@@ -47,7 +48,7 @@ class DenoisingUNet(UNet):
                 TemporalModule(level.channels, config, **shared) for _ in range(layers)
             )
         first = config.channels[0]
-        self.conv_norm_out = operations.GroupNorm(config.norm_groups, first, eps=1e-5, **kwargs)
+        self.conv_norm_out = GroupNorm(config.norm_groups, first, eps=1e-5, **kwargs)
         self.conv_out = operations.Conv2d(first, config.latent_channels, 3, padding=1, **kwargs)
 
     def condition(self, image_embeds: Tensor, features: ReferenceFeatures) -> Conditioning:
@@ -58,7 +59,7 @@ class DenoisingUNet(UNet):
     def add_keyframe(self, conditioning: Conditioning, features: ReferenceFeatures) -> Conditioning:
         """The same with one more set of features to look at; made with the same image embeds."""
         old, new = conditioning.keys_values, self._keys_values(features)
-        joined = {path: tuple(torch.cat(pair, 2) for pair in zip(old[path], new[path], strict=True)) for path in old}
+        joined = {path: tuple(torch.cat(pair, 1) for pair in zip(old[path], new[path], strict=True)) for path in old}
         return Conditioning(conditioning.cross, joined)
 
     def _spatial_blocks(self) -> list[tuple[str, SpatialBlock]]:
@@ -91,7 +92,7 @@ class DenoisingUNet(UNet):
                 h = level.attentions[j](h, conditioning.cross[path], conditioning.keys_values[path])
             return level.temporal_modules[j](level.motion_modules[j](h, tokens), frames)
 
-        h = self.conv_in(rearrange(latents, "b c f h w -> (b f) c h w"))
+        h = self.conv_in(rearrange(latents, "b c f h w -> (b f) c h w").contiguous(memory_format=torch.channels_last))
         h = h + rearrange(pose_features, "b c f h w -> (b f) c h w")
         skips = [h]
         for i, level in enumerate(self.down_blocks):
@@ -111,5 +112,5 @@ class DenoisingUNet(UNet):
             for upsample in level.upsamplers:
                 h = upsample(h, skips[-1].shape[-2:])
 
-        noise = self.conv_out(F.silu(self.conv_norm_out(h)))
+        noise = self.conv_out(self.conv_norm_out(h, silu=True))
         return rearrange(noise, "(b f) c h w -> b c f h w", b=batch)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..attention import Attention, pytorch_attention
 from ..config import MotionEncoderConfig
-from .blocks import CrossAttention, FeedForward
+from .blocks import CrossAttention, FeedForward, GroupNorm, LayerNorm
 
 
 def _sin_cos(count: int, width: int) -> Tensor:
@@ -104,15 +104,15 @@ class TransformerBlock(nn.Module):
         super().__init__()
         attend = CrossAttention(width, width, heads, operations=operations, attention=attention, **kwargs)
         self.attention_blocks = nn.ModuleList([attend])
-        self.norms = nn.ModuleList([operations.LayerNorm(width, **kwargs)])
+        self.norms = nn.ModuleList([LayerNorm(width, **kwargs)])
         self.ff = FeedForward(width, operations=operations, **kwargs)
-        self.ff_norm = operations.LayerNorm(width, **kwargs)
+        self.ff_norm = LayerNorm(width, **kwargs)
 
     def forward(self, h: Tensor) -> Tensor:
         """h (B, tokens, width) -> the same shape."""
-        x = self.norms[0](h)
-        h = h + self.attention_blocks[0](x, x)
-        return h + self.ff(self.ff_norm(h))
+        _, x = self.norms[0](h)
+        h, x = self.ff_norm(h, self.attention_blocks[0](x, x))
+        return h + self.ff(x)
 
 
 class PatchTransformer(nn.Module):
@@ -124,7 +124,7 @@ class PatchTransformer(nn.Module):
         super().__init__()
         width = config.attention_width
         self.patch = patch
-        self.norm = operations.GroupNorm(config.norm_groups, channels, eps=1e-6, **kwargs)
+        self.norm = GroupNorm(config.norm_groups, channels, eps=1e-6, **kwargs)
         self.pos_embed = PatchEmbedding(channels, patch, width, operations=operations, **kwargs)
         block = TransformerBlock(width, config.heads, operations=operations, attention=attention, **kwargs)
         self.transformer_blocks = nn.ModuleList([block])

@@ -33,7 +33,7 @@ class ReferenceUNet(UNet):
             return transformer(h, transformer.transformer_blocks[0].attn2.single_token(image_embeds))
 
         time = F.silu(self.time_embedding(torch.zeros(1, device=latents.device), latents.dtype))
-        h = self.conv_in(latents)
+        h = self.conv_in(latents.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for i, level in enumerate(self.down_blocks):
             for j, resnet in enumerate(level.resnets):

@@ -3,12 +3,22 @@
 from einops import rearrange
 from torch import Tensor, nn
 
+from .. import fused
 from ..attention import Attention
 from ..config import UNetConfig
-from .blocks import CrossAttention, Downsample, FeedForward, ResidualBlock, TimeEmbedding, Upsample
+from .blocks import (
+    CrossAttention,
+    Downsample,
+    FeedForward,
+    GroupNorm,
+    LayerNorm,
+    ResidualBlock,
+    TimeEmbedding,
+    Upsample,
+)
 
 KeysValues = tuple[Tensor, Tensor]
-"""Keys and values, each (1, heads, tokens, head size)."""
+"""Keys and values, each (1, tokens, width)."""
 
 
 class SpatialBlock(nn.Module):
@@ -17,25 +27,24 @@ class SpatialBlock(nn.Module):
     def __init__(self, width: int, config: UNetConfig, *, operations, attention: Attention, **kwargs):
         super().__init__()
         shared = dict(operations=operations, attention=attention, **kwargs)
-        self.norm1 = operations.LayerNorm(width, **kwargs)
+        self.norm1 = LayerNorm(width, **kwargs)
         self.attn1 = CrossAttention(width, width, config.heads, **shared)
-        self.norm2 = operations.LayerNorm(width, **kwargs)
+        self.norm2 = LayerNorm(width, **kwargs)
         self.attn2 = CrossAttention(width, config.image_embeds_width, config.heads, **shared)
-        self.norm3 = operations.LayerNorm(width, **kwargs)
+        self.norm3 = LayerNorm(width, **kwargs)
         self.ff = FeedForward(width, operations=operations, **kwargs)
 
     def forward(self, h: Tensor, cross: Tensor, reference: KeysValues | None = None) -> Tensor:
         """h (N, tokens, width); `cross` (1, 1, width) is what `attn2` gives every query, computed beforehand."""
-        x = self.norm1(h)
-        h = h + self.attn1(x, x, reference)
-        h = h + cross
-        return h + self.ff(self.norm3(h))
+        _, x = self.norm1(h)
+        h, x = self.norm3(h, self.attn1(x, x, reference), row=cross)
+        return h + self.ff(x)
 
 
 class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, config: UNetConfig, *, operations, attention: Attention, **kwargs):
         super().__init__()
-        self.norm = operations.GroupNorm(config.norm_groups, channels, eps=1e-6, **kwargs)
+        self.norm = GroupNorm(config.norm_groups, channels, eps=1e-6, **kwargs)
         self.proj_in = operations.Conv2d(channels, channels, 1, **kwargs)
         block = SpatialBlock(channels, config, operations=operations, attention=attention, **kwargs)
         self.transformer_blocks = nn.ModuleList([block])
@@ -43,15 +52,15 @@ class SpatialTransformer(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """x (N, C, H, W) -> (N, H W, C), what the block works on."""
-        return rearrange(self.proj_in(self.norm(x)), "n c h w -> n (h w) c")
+        return fused.pointwise(self.proj_in, rearrange(self.norm(x), "n c h w -> n (h w) c"))
 
     def features(self, x: Tensor) -> Tensor:
         """x (N, C, H, W) -> (N, H W, C): the normalised input of the self-attention."""
-        return self.transformer_blocks[0].norm1(self.tokens(x))
+        return self.transformer_blocks[0].norm1(self.tokens(x))[1]
 
     def forward(self, x: Tensor, cross: Tensor, reference: KeysValues | None = None) -> Tensor:
         h = self.transformer_blocks[0](self.tokens(x), cross, reference)
-        return x + self.proj_out(rearrange(h, "n (h w) c -> n c h w", h=x.shape[2]))
+        return x + rearrange(fused.pointwise(self.proj_out, h), "n (h w) c -> n c h w", h=x.shape[2])
 
 
 class Level(nn.Module):

@@ -3,22 +3,28 @@
 from einops import rearrange
 from torch import Tensor, nn
 
+from .. import fused
 from ..attention import Attention
 from ..config import UNetConfig
-from .blocks import CrossAttention, FeedForward, frame_positions
+from .blocks import CrossAttention, FeedForward, GroupNorm, LayerNorm, frame_positions
+
+
+class MotionAttention(CrossAttention):
+    """From the pixels of a frame to its few motion tokens."""
+
+    def forward(self, x: Tensor, motion_tokens: Tensor) -> Tensor:
+        """x (N, pixels, width), motion tokens (N, 32, 16) -> (N, pixels, width)."""
+        k, v = self.to_k(motion_tokens), self.to_v(motion_tokens)
+        return self.to_out[0](fused.few_keys_attention(self.to_q(x), k, v, self.heads, self.attention))
 
 
 class TemporalAttention(CrossAttention):
-    """Self-attention across the frames at each pixel, with the position in the window added before q, k and v."""
+    """Self-attention across the frames at each pixel."""
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x (batch x frames, pixels, width) -> the same shape."""
-        x = rearrange(x, "(b f) p c -> b f p c", f=frames)
-        x = x + frame_positions(frames, x.shape[-1], x.device, x.dtype)[:, None]
-        q, k, v = (
-            rearrange(to(x), "b f p (h d) -> (b p) h f d", h=self.heads) for to in (self.to_q, self.to_k, self.to_v)
-        )
-        return self.to_out[0](rearrange(self.attention(q, k, v), "(b p) h f d -> (b f) p (h d)", b=len(x)))
+        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        return self.to_out[0](fused.temporal_attention(q, k, v, frames, self.heads, self.attention))
 
 
 class ModuleBlock(nn.Module):
@@ -27,14 +33,18 @@ class ModuleBlock(nn.Module):
     def __init__(self, width: int, attention_blocks: list[nn.Module], *, operations, **kwargs):
         super().__init__()
         self.attention_blocks = nn.ModuleList(attention_blocks)
-        self.norms = nn.ModuleList(operations.LayerNorm(width, **kwargs) for _ in attention_blocks)
+        self.norms = nn.ModuleList(LayerNorm(width, **kwargs) for _ in attention_blocks)
         self.ff = FeedForward(width, operations=operations, **kwargs)
-        self.ff_norm = operations.LayerNorm(width, **kwargs)
+        self.ff_norm = LayerNorm(width, **kwargs)
 
-    def forward(self, h: Tensor, context: Tensor | int) -> Tensor:
+    def forward(self, h: Tensor, context: Tensor | int, positions: Tensor | None) -> Tensor:
+        """Positions (frames, width), if any, reach the attentions alone."""
+        delta = None
         for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
-            h = h + attention(norm(h), context)
-        return h + self.ff(self.ff_norm(h))
+            h, x = norm(h, delta, positions=positions)
+            delta = attention(x, context)
+        h, x = self.ff_norm(h, delta)
+        return h + self.ff(x)
 
 
 class ModuleTransformer(nn.Module):
@@ -42,15 +52,15 @@ class ModuleTransformer(nn.Module):
 
     def __init__(self, channels: int, norm_groups: int, attention_blocks: list[nn.Module], *, operations, **kwargs):
         super().__init__()
-        self.norm = operations.GroupNorm(norm_groups, channels, eps=1e-6, **kwargs)
+        self.norm = GroupNorm(norm_groups, channels, eps=1e-6, **kwargs)
         self.proj_in = operations.Linear(channels, channels, **kwargs)
         block = ModuleBlock(channels, attention_blocks, operations=operations, **kwargs)
         self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = operations.Linear(channels, channels, **kwargs)
 
-    def forward(self, x: Tensor, context: Tensor | int) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | int, positions: Tensor | None = None) -> Tensor:
         h = self.proj_in(rearrange(self.norm(x), "n c h w -> n (h w) c"))
-        h = self.proj_out(self.transformer_blocks[0](h, context))
+        h = self.proj_out(self.transformer_blocks[0](h, context, positions))
         return x + rearrange(h, "n (h w) c -> n c h w", h=x.shape[2])
 
 
@@ -60,7 +70,7 @@ class MotionModule(nn.Module):
     def __init__(self, channels: int, config: UNetConfig, *, attention: Attention, **kwargs):
         super().__init__()
         blocks = [
-            CrossAttention(channels, config.motion_token_width, config.heads, attention=attention, **kwargs)
+            MotionAttention(channels, config.motion_token_width, config.heads, attention=attention, **kwargs)
             for _ in range(2)
         ]
         self.temporal_transformer = ModuleTransformer(channels, config.norm_groups, blocks, **kwargs)
@@ -71,7 +81,7 @@ class MotionModule(nn.Module):
 
 
 class TemporalModule(nn.Module):
-    """Lets each pixel look at itself in the other frames of the window."""
+    """Lets each pixel look at itself in the other frames of the window, and know its place among them."""
 
     def __init__(self, channels: int, config: UNetConfig, *, attention: Attention, **kwargs):
         super().__init__()
@@ -80,4 +90,5 @@ class TemporalModule(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x (batch x frames, C, H, W) -> the same shape."""
-        return self.temporal_transformer(x, frames)
+        positions = frame_positions(frames, x.shape[1], x.device, x.dtype)
+        return self.temporal_transformer(x, frames, positions)
