@@ -30,7 +30,9 @@ def measure(character: Character, picture: np.ndarray, start: Pose | None = None
     tried = []
     for head in heads:
         # From coarse to fine: the head, then the face with eyes that begin open and closed.
-        values = np.array(astuple(replace(head, gaze_x=0, gaze_y=0, blink=0.15, brows=0, mouth=0.25, smile=0, pucker=0)))
+        values = np.array(
+            astuple(replace(head, gaze_x=0, gaze_y=0, blink=0.15, brows=0, mouth=0.25, smile=0, pucker=0))
+        )
         for blur in (6.0, 3.0):
             values = _fit(character, picture, values, HEAD, 4, blur)
         for blink in (0.15, 0.8):
