@@ -6,16 +6,34 @@ compat.require_host()
 
 from comfy_api.latest import ComfyExtension, io
 
+from .adjust import AdjustMotion
 from .assemble import AssembleVideo
+from .driving_crop import CropDriving
 from .load import LoadModel
-from .motion import ExtractMotion, PreviewMotion
+from .motion import ExtractMotion, MakeContactSheet, PreviewMotion
+from .motion_file import LoadMotion, SaveMotion
+from .portrait import CropPortrait, PasteBackNode
 from .reference import EncodeReference
 from .sample import Sample
 
 
 class PersonaLiveExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadModel, EncodeReference, ExtractMotion, PreviewMotion, Sample, AssembleVideo]
+        return [
+            LoadModel,
+            CropPortrait,
+            EncodeReference,
+            CropDriving,
+            ExtractMotion,
+            PreviewMotion,
+            AdjustMotion,
+            SaveMotion,
+            LoadMotion,
+            Sample,
+            AssembleVideo,
+            PasteBackNode,
+            MakeContactSheet,
+        ]
 
 
 async def comfy_entrypoint() -> PersonaLiveExtension:

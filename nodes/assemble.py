@@ -72,7 +72,7 @@ class AssembleVideo(io.ComfyNode):
         rate = Fraction(frame_rate).limit_denominator(1001)
         name = Path(folder_paths.get_temp_directory(), f"personalive_{uuid4().hex}")
         name.parent.mkdir(parents=True, exist_ok=True)
-        sound = _write_sound(audio, name.with_suffix(".wav")) if audio is not None else None
+        sound = write_sound(audio, name.with_suffix(".wav")) if audio is not None else None
         kept = []
         try:
             _write_frames(latents, vae, rate, CRF[quality], name.with_suffix(".mp4"), sound, kept if images else None)
@@ -102,7 +102,7 @@ def _write_frames(latents, vae, rate: Fraction, crf: int, path: Path, sound: Pat
             comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def _write_sound(audio: dict, path: Path) -> Path:
+def write_sound(audio: dict, path: Path) -> Path:
     """AUDIO as a 16-bit WAV file, for the video writer to read; a second at a time."""
     waveform, rate = audio["waveform"][0], audio["sample_rate"]
     with wave.open(str(path), "wb") as file:

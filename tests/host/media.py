@@ -13,12 +13,18 @@ from personalive_core.video import VideoReader, VideoWriter
 RATE = Fraction(30000, 1001)
 FRAMES = 6
 SIZE = 128
+FACES = (40, 60, 176), (361, 60, 220)  # left, top, side of the drawn portraits in the group
 
 
 def write_inputs(folder: Path) -> None:
-    """portrait.png and smile.png, SIZE x SIZE; driving.mp4, FRAMES of 160 x 128 with a tone, at RATE."""
+    """portrait.png and smile.png, SIZE x SIZE; driving.mp4, FRAMES of 160 x 128 with a tone, at RATE; group.png, two
+    people of FACES in 641 x 400."""
     _face().save(folder / "portrait.png")
     _face(yaw=0.4, mouth=1.0).save(folder / "smile.png")
+    group = Image.new("RGB", (641, 400), "#cfd8dc")
+    for left, top, side in FACES:
+        group.paste(_face(yaw=0.2).resize((side, side), Image.Resampling.LANCZOS), (left, top))
+    group.save(folder / "group.png")
     with wave.open(str(folder / "tone.wav"), "wb") as sound:
         sound.setparams((1, 2, 48000, 0, "NONE", ""))
         sound.writeframes((np.sin(np.arange(48000) / 10) * 12000).astype("<i2").tobytes())

@@ -13,6 +13,7 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from haar import write_cascade
 from personalive_core.demo import TINY
 from personalive_core.seeded import seeded_state_dict, seeded_tensor
 from weights_folder import PUBLISHED_IMAGE_ENCODER, PUBLISHED_VAE, write_weights
@@ -42,6 +43,8 @@ def write_models(models: Path) -> None:
     whole = (tiny / "personalive" / "pose_guider.pth").read_bytes()
     (cut_off / "personalive" / "pose_guider.pth").write_bytes(whole[:1000])
 
+    (models / "personalive" / "detectors").mkdir()
+    write_cascade(models / "personalive" / "detectors" / "drawn.xml")
     for folder in ("vae", "clip_vision"):
         (models / folder).mkdir()
     (models / "vae" / "sd.safetensors").symlink_to(tiny / "sd-vae-ft-mse" / "diffusion_pytorch_model.safetensors")

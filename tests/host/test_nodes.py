@@ -13,12 +13,19 @@ from safetensors.torch import load_file
 from server import Run, Server
 
 NODES = {
+    "PersonaLiveCropPortrait",
+    "PersonaLiveCropDriving",
+    "PersonaLivePasteBack",
     "PersonaLiveLoadModel",
     "PersonaLiveEncodeReference",
     "PersonaLiveExtractMotion",
     "PersonaLivePreviewMotion",
+    "PersonaLiveAdjustMotion",
+    "PersonaLiveSaveMotion",
+    "PersonaLiveLoadMotion",
     "PersonaLiveSample",
     "PersonaLiveAssembleVideo",
+    "PersonaLiveContactSheet",
 }
 
 

@@ -1,0 +1,334 @@
+"""Crop Portrait and Paste Back: the square that the model wants, and the way back into the whole picture."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import chain, repeat
+from pathlib import Path
+from uuid import uuid4
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import InputImpl, io
+from comfy_execution.graph import ExecutionBlocker
+from PIL import Image
+
+from ..personalive_core.errors import InputError
+from ..personalive_core.faces import CHOICES, Box, choose_face, find_faces
+from ..personalive_core.portrait import (
+    FEATHER,
+    MARGIN,
+    SHIFT,
+    Crop,
+    PasteBack,
+    draw_crop,
+    find_by_keypoints,
+    refine_face,
+)
+from ..personalive_core.video import VideoWriter
+from . import convert, memory
+from .assemble import CRF, write_sound
+from .detectors import detector_input, open_detector
+from .driving import Driving, open_driving
+from .load import ModelType
+
+log = logging.getLogger(__name__)
+
+NUMBER = "number"
+CropType = io.Custom("PERSONALIVE_CROP")
+
+
+class CropPortrait(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonaLiveCropPortrait",
+            display_name="Crop Portrait",
+            category="PersonaLive",
+            description="Cuts the square that the model wants out of a picture of any shape: head and shoulders.",
+            inputs=[
+                io.MultiType.Input(
+                    "image", types=[io.Image, io.Video], tooltip="The whole picture. Of a video the first frame counts."
+                ),
+                io.Int.Input(
+                    "size", default=512, min=128, max=2048, step=8, tooltip="Width and height of the square in pixels."
+                ),
+                detector_input(),
+                io.Combo.Input(
+                    "face",
+                    options=[*CHOICES, NUMBER],
+                    default=CHOICES[0],
+                    tooltip="Which one, if there are several: the largest, the one nearest to the centre, or the one "
+                    "of a number, which the preview shows.",
+                ),
+                io.Int.Input("number", default=0, min=0, max=1000, tooltip="The number, if 'face' is 'number'."),
+                io.Float.Input(
+                    "margin",
+                    default=MARGIN,
+                    min=0.0,
+                    max=5.0,
+                    step=0.05,
+                    tooltip="Room around the face at each side, in parts of the face's size.",
+                ),
+                io.Float.Input(
+                    "shift",
+                    default=SHIFT,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Moves the square down, in parts of the face's size; up if negative.",
+                ),
+                io.Boolean.Input(
+                    "refine",
+                    default=False,
+                    tooltip="Let the model's own keypoints move the face's box. Needs 'model'.",
+                ),
+                io.Int.Input("x", default=0, min=-100_000, max=100_000, tooltip="By hand: left edge of the square."),
+                io.Int.Input("y", default=0, min=-100_000, max=100_000, tooltip="By hand: top edge of the square."),
+                io.Int.Input(
+                    "side",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    tooltip="By hand: side of the square in pixels. 0 finds the face.",
+                ),
+                ModelType.Input(
+                    "model",
+                    optional=True,
+                    tooltip="From Load PersonaLive Model: finds the face by its keypoints if nothing else does, and "
+                    "serves 'refine'.",
+                ),
+                io.Custom("BOUNDING_BOX").Input(
+                    "boxes",
+                    optional=True,
+                    extra_dict={"forceInput": True},
+                    tooltip="Boxes of faces from another node, in place of a detector.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image"),
+                CropType.Output(display_name="crop"),
+                io.Image.Output(display_name="preview"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image,
+        size: int,
+        detector: str,
+        face: str,
+        number: int,
+        margin: float,
+        shift: float,
+        refine: bool,
+        x: int,
+        y: int,
+        side: int,
+        model=None,
+        boxes=None,
+    ) -> io.NodeOutput:
+        picture = _first(image)
+        height, width = picture.shape[:2]
+        faces: list[Box] = []
+        chosen = None
+        if side:
+            crop = Crop(x, y, side, width, height)
+        else:
+            find = open_detector(detector)
+            if boxes is not None:
+                faces = to_boxes(boxes)
+            elif find is not None:
+                faces = find_faces(find, picture)
+            elif model is None:
+                raise InputError(
+                    "nothing says where the face is: choose a detector, connect a model or boxes, or give 'side', 'x' "
+                    "and 'y' by hand."
+                )
+            if faces or boxes is not None or find is not None:
+                chosen = choose_face(faces, str(number) if face == NUMBER else face, width, height)
+            if refine and model is None:
+                raise InputError("to refine the box the model is needed: connect Load PersonaLive Model.")
+            if chosen is None or refine:
+                (extractor,) = model.load("motion_extractor", memory=memory.motion(512, 512))
+                if chosen is None:
+                    chosen = find_by_keypoints(extractor, picture, model.device)
+                else:
+                    chosen = refine_face(extractor, picture, chosen, model.device)
+            crop = Crop.around(chosen, width, height, margin, shift)
+        square, preview = crop.cut(picture, size), draw_crop(picture, crop, faces, chosen)
+        return io.NodeOutput(convert.to_image(square[None]), crop, convert.to_image(preview[None]))
+
+
+def _first(image) -> np.ndarray:
+    if isinstance(image, torch.Tensor):
+        return convert.to_pictures(image[:1], "the portrait")[0]
+    with open_driving(image, 0) as video:
+        return next(video.frames)
+
+
+def to_boxes(boxes) -> list[Box]:
+    """The host's BOUNDING_BOX, which nodes give as one, as a list, or as a list for each picture: those of the first
+    picture."""
+    if isinstance(boxes, dict):
+        boxes = [boxes]
+    elif boxes and isinstance(boxes[0], list | tuple):
+        boxes = boxes[0]
+    try:
+        return [Box(*(float(box[key]) for key in ("x", "y", "width", "height"))) for box in boxes]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"boxes of the form {boxes!r:.100} are not known: give x, y, width and height.") from error
+
+
+class PasteBackNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonaLivePasteBack",
+            display_name="Paste Back",
+            category="PersonaLive",
+            description="Sets the animated square back into the whole picture or video, with a soft edge.",
+            inputs=[
+                io.MultiType.Input(
+                    "picture",
+                    types=[io.Image, io.Video],
+                    tooltip="What the square was cut out of: a picture or a video. For several people, the video of "
+                    "the Paste Back before.",
+                ),
+                CropType.Input("crop", tooltip="From Crop Portrait."),
+                io.MultiType.Input(
+                    "animated",
+                    types=[io.Image, io.Video],
+                    tooltip="The animated square: from Assemble Video, or images.",
+                ),
+                io.Float.Input(
+                    "feather",
+                    default=FEATHER,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    tooltip="Width of the soft edge, in parts of the square's side.",
+                ),
+                io.Boolean.Input(
+                    "match_colours",
+                    default=False,
+                    tooltip="Match the colours of the animated square to those of the picture at the soft edge.",
+                ),
+                io.Combo.Input(
+                    "quality",
+                    options=list(CRF),
+                    default="good",
+                    tooltip="'high' makes large files, 'small' small ones. Take 'high' for what is pasted into again.",
+                ),
+                io.Boolean.Input(
+                    "images",
+                    default=False,
+                    tooltip="Give the frames as images too. They all stand in memory, 12 bytes a pixel.",
+                ),
+                io.Float.Input(
+                    "frame_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=240.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Frames per second of animated images; 0 is 25. A video keeps its own.",
+                ),
+                io.Audio.Input(
+                    "audio", optional=True, tooltip="Sound in place of that of the animated video, or of the picture's."
+                ),
+            ],
+            outputs=[
+                io.Video.Output(display_name="video"),
+                io.Image.Output(display_name="images"),
+                io.Mask.Output(display_name="mask"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        picture,
+        crop: Crop,
+        animated,
+        feather: float,
+        match_colours: bool,
+        quality: str,
+        images: bool,
+        frame_rate: float = 0.0,
+        audio: dict | None = None,
+    ) -> io.NodeOutput:
+        name = Path(folder_paths.get_temp_directory(), f"personalive_{uuid4().hex}")
+        name.parent.mkdir(parents=True, exist_ok=True)
+        path, wav, kept = name.with_suffix(".mp4"), name.with_suffix(".wav"), [] if images else None
+        rate = frame_rate if isinstance(animated, torch.Tensor) else 0
+        with open_driving(animated, rate) as squares, _open_whole(picture, crop, squares.frame_rate) as whole:
+            first = next(squares.frames)
+            back = PasteBack(crop, len(first), feather=feather, match_colours=match_colours)
+            try:
+                sound, start = _sound(audio, squares, whole, wav)
+                width, height = (side // 2 * 2 for side in (crop.width, crop.height))
+                with VideoWriter(
+                    path, width, height, squares.frame_rate, audio_from=sound, audio_start=start, crf=CRF[quality]
+                ) as video:
+                    for i, pixels in enumerate(_pasted(back, whole, chain([first], squares.frames), squares.count)):
+                        # The coding knows no odd sizes: the images keep the last row and column, the video cannot.
+                        video.write(pixels[:height, :width], i / squares.frame_rate)
+                        if kept is not None:
+                            kept.append(pixels)
+            finally:
+                wav.unlink(missing_ok=True)
+        blocked = ExecutionBlocker("switch on 'images' in Paste Back to get the frames as images.")
+        return io.NodeOutput(
+            InputImpl.VideoFromFile(str(path)),
+            convert.to_image(np.stack(kept)) if images else blocked,
+            torch.from_numpy(back.mask)[None],
+        )
+
+
+@contextmanager
+def _open_whole(picture, crop: Crop, rate: Fraction) -> Iterator[Driving]:
+    """A video or images, one for each animated picture; a single image for all of them."""
+    if isinstance(picture, torch.Tensor) and len(picture) == 1:
+        yield Driving(repeat(_first(picture)), rate, None)
+    else:
+        with open_driving(picture, float(rate)) as whole:
+            whole.frames = (_completed(pixels, crop) for pixels in whole.frames)
+            yield whole
+
+
+def _completed(pixels: np.ndarray, crop: Crop) -> np.ndarray:
+    """With the last row and column that another Paste Back left out because a video knows no odd sizes."""
+    lacking = crop.height - pixels.shape[0], crop.width - pixels.shape[1]
+    odd = crop.height % 2, crop.width % 2
+    if max(lacking) == 1 and min(lacking) >= 0 and all(n <= m for n, m in zip(lacking, odd, strict=True)):
+        return np.pad(pixels, ((0, lacking[0]), (0, lacking[1]), (0, 0)), "edge")
+    return pixels
+
+
+def _sound(audio: dict | None, squares: Driving, whole: Driving, wav: Path) -> tuple[Path | None, Fraction]:
+    """The file to take the sound from and the second where it begins; `wav` is where one may be written."""
+    if audio is None:
+        source = squares if squares.audio is not None else whole
+        if source.audio is None or isinstance(source.audio, Path):
+            return source.audio, source.begin
+        audio = source.audio
+    return write_sound(audio, wav), Fraction(0)
+
+
+def _pasted(back: PasteBack, whole: Driving, squares: Iterator[np.ndarray], count: int | None) -> Iterator[np.ndarray]:
+    """The whole pictures with the squares in them, as many as there are of both."""
+    bar, done = comfy.utils.ProgressBar(count or 1), 0
+    for picture, square in zip(whole.frames, squares, strict=False):
+        pixels = back.paste(picture, square)
+        yield pixels
+        done += 1
+        bar.update_absolute(done, max(count or 0, done), ("JPEG", Image.fromarray(pixels), 512))
+        comfy.model_management.throw_exception_if_processing_interrupted()
+    if whole.count and count and whole.count != count:
+        log.warning("the picture has %d frames, the animated video %d: the result has %d", whole.count, count, done)

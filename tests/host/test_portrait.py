@@ -1,0 +1,173 @@
+"""Crop Portrait, Crop Driving and Paste Back in a real host."""
+
+import av
+import numpy as np
+import pytest
+from media import FACES, FRAMES, RATE, SIZE, read_frames
+from PIL import Image
+from prompts import node, sampling, video
+from test_nodes import latents, saved, succeed
+
+WIDTH, HEIGHT = 641, 400
+
+
+def crop(**options) -> dict:
+    """From the group to the cropped square and the preview."""
+    return {
+        "group": node("LoadImage", image="group.png"),
+        "crop": node("PersonaLiveCropPortrait", image=["group", 0], size=SIZE, **options),
+        "square": node("SaveImage", images=["crop", 0], filename_prefix="square"),
+        "preview": node("SaveImage", images=["crop", 2], filename_prefix="preview"),
+    }
+
+
+def picture(host, run, name) -> np.ndarray:
+    return np.asarray(Image.open(saved(host, run, name)).convert("RGB"))
+
+
+def group(host) -> np.ndarray:
+    return np.asarray(Image.open(host.base / "input" / "group.png").convert("RGB"))
+
+
+def yellow(preview: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the square in a preview."""
+    rows, columns = np.nonzero((preview == (255, 255, 0)).all(-1))
+    return columns.min(), rows.min(), columns.max(), rows.max()
+
+
+@pytest.mark.parametrize(
+    "options, face",
+    [
+        (dict(detector="drawn.xml"), FACES[1]),
+        (dict(detector="drawn.xml", face="number", number=0), FACES[0]),
+        (dict(side=176, x=40, y=60), FACES[0]),
+    ],
+    ids=["largest", "number 0", "by hand"],
+)
+def test_crop(host, options, face):
+    run = succeed(host, crop(**options))
+    square, preview = picture(host, run, "square"), picture(host, run, "preview")
+    assert square.shape == (SIZE, SIZE, 3) and preview.shape == (HEIGHT, WIDTH, 3)
+    left, top, right, bottom = yellow(preview)
+    assert abs((left + right) / 2 - face[0] - face[2] / 2) < 25
+    assert abs((right - left) - (bottom - top)) <= 2
+    if "side" in options:
+        expected = group(host)[60:236, 40:216]
+        shrunk = np.asarray(Image.fromarray(expected).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+        assert np.abs(square.astype(int) - shrunk)[8:-8, 8:-8].mean() < 1
+
+
+def test_boxes_of_the_hosts_own_nodes(host):
+    if "PrimitiveBoundingBox" not in host.nodes:
+        pytest.skip("this host has no nodes that make a BOUNDING_BOX")
+    box = node("PrimitiveBoundingBox", x=70, y=70, width=120, height=120)
+    run = succeed(host, crop(boxes=["box", 0], margin=0.5, shift=0.0) | {"box": box})
+    assert np.allclose(yellow(picture(host, run, "preview")), (10, 10, 249, 249), atol=2)
+
+
+def test_the_models_keypoints_alone_find_a_square(host):
+    run = succeed(host, crop(model=["model", 0]) | {"model": node("PersonaLiveLoadModel", weights="tiny")})
+    assert picture(host, run, "square").shape == (SIZE, SIZE, 3)
+
+
+BAD = {
+    "nothing says where": (dict(), ["detector", "side"]),
+    "no such number": (dict(detector="drawn.xml", face="number", number=7), ["7", "2"]),
+    "outside": (dict(side=50, x=900, y=0), ["900", "641 x 400"]),
+    "refine without a model": (dict(detector="drawn.xml", refine=True), ["refine", "model"]),
+}
+
+
+@pytest.mark.parametrize("options, words", BAD.values(), ids=BAD)
+def test_one_sentence(host, options, words):
+    run = host.run(crop(**options))
+    assert run.node == "crop" and all(word in run.error for word in words), run.error
+
+
+def paste(**options) -> dict:
+    return {
+        "back": node(
+            "PersonaLivePasteBack", **{"picture": ["group", 0], "crop": ["crop", 1], "animated": ["crop", 0]} | options
+        )
+    }
+
+
+def test_round_trip(host):
+    prompt = crop(detector="drawn.xml") | paste(images=True)
+    prompt |= {
+        "result": node("SaveImage", images=["back", 1], filename_prefix="result"),
+        "mask_image": node("MaskToImage", mask=["back", 2]),
+        "mask": node("SaveImage", images=["mask_image", 0], filename_prefix="mask"),
+    }
+    run = succeed(host, prompt)
+    result, mask = (picture(host, run, name).astype(int) for name in ("result", "mask"))
+    assert 0 < (mask > 0).mean() < 0.6
+    assert np.array_equal(result[mask[..., 0] == 0], group(host)[mask[..., 0] == 0])
+    assert np.abs(result - group(host)).max() <= 2
+
+
+def whole_way(number: int, name: str) -> dict:
+    """One person of the group, animated; the names of the nodes end in `name`."""
+    prompt = video() | crop(detector="drawn.xml", face="number", number=number)
+    prompt["reference"]["inputs"]["image"] = ["crop", 0]
+    prompt["assemble"]["inputs"]["quality"] = "high"
+    for unneeded in ("portrait", "save", "latents", "square", "preview"):
+        del prompt[unneeded]
+    own = {"crop", "reference", "motion", "sample", "assemble"}
+
+    def renamed(link):
+        return [link[0] + name, link[1]] if isinstance(link, list) and link[0] in own else link
+
+    return {
+        key + name if key in own else key: {
+            **item,
+            "inputs": {slot: renamed(value) for slot, value in item["inputs"].items()},
+        }
+        for key, item in prompt.items()
+    }
+
+
+def test_two_people_pasted_into_one_video(host):
+    prompt = whole_way(0, "") | whole_way(1, "_2")
+    prompt |= paste(animated=["assemble", 0], quality="high")
+    prompt["back_2"] = node(
+        "PersonaLivePasteBack",
+        picture=["back", 0],
+        crop=["crop_2", 1],
+        animated=["assemble_2", 0],
+        quality="high",
+        match_colours=True,
+    )
+    prompt["save"] = node("SaveVideo", video=["back_2", 0], filename_prefix="video/two", format="auto", codec="auto")
+    run = succeed(host, prompt)
+    file = saved(host, run, "save")
+    frames, still = read_frames(file).astype(int), group(host)[:, : WIDTH - 1].astype(int)
+    assert frames.shape == (FRAMES, HEIGHT, WIDTH - 1, 3)
+    difference = np.abs(frames - still).max(-1)
+    for left, top, side in FACES:
+        middle = np.s_[:, top + side // 3 : top + side // 2, left + side // 3 : left + side * 2 // 3]
+        assert difference[middle].mean() > 10  # animated
+    assert difference[:, 300:, 250:330].max() < 12  # between them: as it was, but for the coding
+    with av.open(str(file)) as container:
+        assert container.streams.audio and container.streams.video[0].average_rate == RATE
+    values = [value for who, value, _ in run.progress if who == "back_2"]
+    assert values == list(range(1, FRAMES + 1)) and run.previews["back_2"]
+
+
+@pytest.mark.parametrize("mode", ["smoothed", "fixed", "per-frame"])
+@pytest.mark.parametrize("detector", ["drawn.xml", "none"])
+def test_crop_driving(host, mode, detector):
+    prompt = sampling() | {"settings": node("PersonaLiveCropDriving", mode=mode, detector=detector, margin=0.1)}
+    whole = latents(host, succeed(host, sampling()))
+    prompt["motion"]["inputs"]["crop"] = ["settings", 0]
+    cropped = latents(host, succeed(host, prompt))
+    assert cropped.shape == whole.shape
+    assert (cropped - whole).norm() / whole.norm() > 0.01
+
+
+def test_an_animated_video_that_is_not_square(host):
+    prompt = crop(detector="drawn.xml") | {"driving": node("LoadVideo", file="driving.mp4")}
+    prompt |= paste(animated=["driving", 0])
+    prompt["save"] = node("SaveVideo", video=["back", 0], filename_prefix="video/x", format="auto", codec="auto")
+    run = host.run(prompt)
+    assert run.node == "back" and "160 x 128" in run.error and "square" in run.error, run.error
