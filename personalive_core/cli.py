@@ -5,22 +5,19 @@ import logging
 import platform
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
-from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from . import hub
 from .crop_options import CropOptions, add_crop_options
 from .errors import InputError
+from .motion_options import MotionOptions, add_motion_options
 from .schedule import Schedule
 from .weights import convert, find_weights
 
@@ -60,9 +57,6 @@ def _parser() -> argparse.ArgumentParser:
 
     animate = commands.add_parser("animate", parents=[common, weights], help="portrait and driving video in, MP4 out")
     animate.add_argument("--ref_image", type=Path, required=True, help="portrait: a picture of one face")
-    animate.add_argument(
-        "--driving_video", type=Path, required=True, help="video, GIF or picture that gives the motion"
-    )
     animate.add_argument("-o", "--output", type=Path, help="default: outputs/output_TIMESTAMP.mp4")
     animate.add_argument("-W", "--width", type=int, default=512)
     animate.add_argument("-H", "--height", type=int, default=512)
@@ -73,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     animate.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu")
     animate.add_argument("--dtype", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
     add_crop_options(animate)
+    add_motion_options(animate)
     animate.set_defaults(run=_animate)
 
     download = commands.add_parser("download", parents=[common, weights], help="fetch missing weights (12.1 GB)")
@@ -99,26 +94,28 @@ def _animate(options: argparse.Namespace) -> None:
 
     from .reference import check_size
     from .standalone import Pipeline, pick_device
-    from .video import VideoReader, VideoWriter
+    from .video import VideoWriter
 
     transformers_logging.disable_progress_bar()  # ours is enough
-    if options.length < 0:
-        raise InputError(f"-L is {options.length}, but must be a number of frames, or 0 for all.")
+    motion = MotionOptions(options)
     Schedule(options.steps)  # refuses other counts before any work
     check_size(options.width, options.height)
     pick_device(options.device)
     crop = CropOptions(options)
     output = options.output or Path(f"outputs/output_{datetime.now():%Y%m%d_%H%M%S}.mp4")
-    if output.absolute() in (options.ref_image.absolute(), options.driving_video.absolute()):
-        raise InputError(f"{output} is an input too and would be overwritten: give -o another name.")
+    written = [file.absolute() for file in (output, *motion.outputs)]
+    for file in written:
+        if file in (options.ref_image.absolute(), motion.input.absolute()) or written.count(file) > 1:
+            raise InputError(f"{file} is read or written already and would be overwritten: give it another name.")
     with (
-        VideoReader(options.driving_video) as driving,
+        motion,
         VideoWriter(
             output,
             *crop.output_size,
-            driving.frame_rate,
-            time_base=driving.time_base,
-            audio_from=options.driving_video if driving.has_audio else None,
+            motion.frame_rate,
+            time_base=motion.time_base,
+            audio_from=motion.audio_from,
+            audio_start=motion.audio_start,
         ) as video,
     ):
         if options.download:
@@ -126,31 +123,22 @@ def _animate(options: argparse.Namespace) -> None:
         pipeline = Pipeline.load(find_weights(options.weights), options.device, options.dtype)
         networks = pipeline.motion_extractor, pipeline.device
         reference = pipeline.encode_reference(crop.portrait(*networks))
-        crop_driving = crop.driving(*networks)
-        times: deque[Fraction] = deque()
-
-        def frames() -> Iterator[np.ndarray]:
-            for frame in islice(driving, options.length or None):
-                times.append(frame.time)
-                yield crop_driving(frame.pixels)
-
-        total = min(filter(None, (options.length, driving.frame_count)), default=None)
+        settings = motion.settings(pipeline, reference, crop.driving(*networks))
         begun, done = time.perf_counter(), 0
         with (
-            tqdm(total=total, unit="frame") as bar,
-            closing(pipeline.animate(reference, frames(), steps=options.steps, seed=options.seed)) as animated,
+            tqdm(total=motion.total, unit="frame") as bar,
+            closing(pipeline.animate_motion(reference, steps=options.steps, seed=options.seed, **settings)) as animated,
         ):
             try:
                 for chunk in animated:
                     for pixels in chunk:
-                        video.write(crop.finish(pixels), times.popleft())
+                        video.write(crop.finish(pixels), motion.frame_done(pixels))
                         done += 1
                         bar.update()
             except KeyboardInterrupt:
                 print(f"\nstopped after {done} frames{f'; they are in {output}' if done else ''}", file=sys.stderr)
                 raise
-    if driving.problem:
-        print(f"warning: {driving.problem}", file=sys.stderr)
+    motion.finish()
     print(f"{output}: {done} frames, {done / (time.perf_counter() - begun):.1f} a second{_peak_memory()}")
 
 

@@ -111,7 +111,8 @@ class CropOptions:
             from .video import VideoReader
 
             with VideoReader(options.driving_video) as video:
-                pictures = (frame.pixels for frame in islice(video, options.length or None))
+                end = options.start + options.length if options.length else None
+                pictures = (frame.pixels for frame in islice(video, options.start, end))
                 pictures = tqdm(pictures, desc="looking for the driver's head", unit="frame", leave=False)
                 fixed = find_fixed_square(pictures, locate, **room)
         return DrivingCrop(locate, options.crop_driving, fixed=fixed, **room).cut
