@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from personalive_core.demo import draw_face, tiny_pipeline
 from personalive_core.errors import InputError
 from personalive_core.held import BLEND, CUT, Hold, Reason, describe_held
 from personalive_core.keypoints import HeadPose
@@ -151,3 +152,47 @@ def test_cutting_changes_nothing():
     assert set(whole.held.tolist()) == set(Reason)
     assert same(run(motion, pictures, [1] * frames), whole)
     assert same(run(motion, pictures, [7, 3, 20, 0, 30]), whole)
+
+
+class FindsDrawnFaces(torch.nn.Module):
+    """In place of the motion extractor: the head stands where the drawn face's colour does, far out where it does not.
+    Untrained networks cannot see a face, so this one takes their part."""
+
+    def __init__(self, real: torch.nn.Module):
+        super().__init__()
+        self.config, self.get_dtype = real.config, real.get_dtype
+
+    def forward(self, frames: Tensor) -> HeadPose:
+        skin = torch.tensor([0xE8, 0xB9, 0x98]).view(1, 3, 1, 1) / 255
+        mask = ((frames - skin).abs() < 0.05).all(1).float()
+        line = torch.linspace(-1, 1, frames.shape[-1])
+        area = mask.sum((1, 2))
+        x, y = (mask.sum(1) @ line) / area.clamp(min=1), (mask.sum(2) @ line) / area.clamp(min=1)
+        x = torch.where(area > 20, x, 5.0)
+        count = len(frames)
+        keypoints = (uniform("points", 1, 21, 3) - 0.5).expand(count, -1, -1)
+        translation = torch.stack([x, y, torch.zeros(count)], dim=1)
+        return HeadPose(torch.zeros(count, 3), translation, torch.full((count, 1), 0.3), keypoints)
+
+
+def test_a_face_that_leaves_and_comes_back():
+    """It goes out at the right over 16 frames, is away for 6, and comes back at once."""
+    pipeline = tiny_pipeline()
+    pipeline.motion_extractor = FindsDrawnFaces(pipeline.motion_extractor)
+    places = [0] * 4 + [16 * i for i in range(1, 17)] + [256] * 5 + [0] * 8
+    frames = []
+    for place in places:
+        frame = np.full((256, 256, 3), (0xCF, 0xD8, 0xDC), np.uint8)
+        frame[:, place:] = draw_face()[:, : 256 - place]
+        frame[200:, :60] = 90  # furniture, so that the picture is not empty without the face
+        frames.append(frame)
+    with torch.inference_mode():
+        motion = Motion.cat(list(pipeline.motions(frames)))
+    assert len(motion) == len(places)
+    held = motion.held.tolist()
+    away = [i for i, place in enumerate(places) if place >= 256]
+    assert all(held[i] == NO_FACE for i in away)
+    assert not any(held[:12]) and not any(held[away[-1] + 2 :])
+    last_good = held.index(NO_FACE) - 1
+    assert (motion.tokens[away] == motion.tokens[last_good]).all()
+    assert len(list(pipeline.animate_motion(pipeline.encode_reference(draw_face()[::2, ::2].copy()), [motion]))) == 9
