@@ -18,7 +18,20 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from make_workflows import LEFT, RIGHT, ROOT, SURPRISED, TEMPLATES, WORKFLOWS, Page, driver, node, portrait
+from make_workflows import (
+    DETECTOR,
+    LEFT,
+    RIGHT,
+    ROOT,
+    SURPRISED,
+    TEMPLATES,
+    WORKFLOWS,
+    Page,
+    driver,
+    node,
+    photo,
+    portrait,
+)
 from PIL import Image, ImageDraw, ImageFont
 
 from personalive_core.demo import run_demo
@@ -30,19 +43,27 @@ from server import Server
 
 PICTURES = ROOT / "docs" / "pictures"
 HELP = ROOT / "nodes" / "web" / "docs"
-FILES = ("models/vae/diffusion_pytorch_model.safetensors", "models/clip_vision/pytorch_model.bin")  # names alone count
+FILES = (  # names alone count
+    "models/vae/diffusion_pytorch_model.safetensors",
+    "models/clip_vision/pytorch_model.bin",
+    f"models/personalive/detectors/{DETECTOR}",
+)
 FRAMES, RATE = 48, Fraction(24)
 FACE = 512  # pixels on a side
 
 WORKFLOW_ZOOM, NODE_ZOOM = 0.8, 1.0
+LARGEST = 2300, 1120  # width and height of a picture that the window has room for
 NODE_MARGINS = 170, 80, 60  # at the sides, above and below, for its links and a bit of its neighbours
-NODES = (  # of the template
-    "PersonaLiveLoadModel",
-    "PersonaLiveEncodeReference",
-    "PersonaLiveExtractMotion",
-    "PersonaLiveSample",
-    "PersonaLiveAssembleVideo",
-)
+NODES = {  # of which template
+    "Animate a portrait with a video": (
+        "PersonaLiveLoadModel",
+        "PersonaLiveEncodeReference",
+        "PersonaLiveExtractMotion",
+        "PersonaLiveSample",
+        "PersonaLiveAssembleVideo",
+    ),
+    "Crop, animate, paste back": ("PersonaLiveCropPortrait", "PersonaLiveCropDriving", "PersonaLivePasteBack"),
+}
 
 # The preview is in no template.
 PREVIEW = {
@@ -73,13 +94,14 @@ LOOK_AT = """
 
 def write_base(base: Path) -> None:
     """The folders of a host with everything that the templates name."""
-    for name in ("custom_nodes", "input", "output", "models/vae", "models/clip_vision"):
+    for name in ("custom_nodes", "input", "output", "models/vae", "models/clip_vision", "models/personalive/detectors"):
         (base / name).mkdir(parents=True)
     (base / "custom_nodes" / "personalive").symlink_to(ROOT)
     for name in FILES:
         (base / name).touch()
     _large(portrait()).save(base / "input" / "portrait.png")
     _large(driver(**SURPRISED)).save(base / "input" / "expression.png")
+    photo({}, {}).save(base / "input" / "photo.png")
     with VideoWriter(base / "input" / "driving.mp4", FACE, FACE, RATE) as video:
         for i in range(FRAMES):
             phase = 2 * np.pi * i / FRAMES
@@ -156,11 +178,13 @@ def take_pictures(page: Page) -> None:
     templates = {name: json.loads((TEMPLATES / f"{name}.json").read_text("utf-8")) for name in WORKFLOWS}
     for name, template in templates.items():
         page.open(template)
-        picture = screenshot(page, page.run(GROUPS_BOX), WORKFLOW_ZOOM)
-        save(picture, PICTURES / f"{name.lower().replace(' ', '-')}.webp")
-    page.open(templates["Animate a portrait with a video"])
-    for name in NODES:
-        save(picture_of(page, name), HELP / f"{name}.webp")
+        box = page.run(GROUPS_BOX)
+        zoom = min(WORKFLOW_ZOOM, *(most / side for most, side in zip(LARGEST, box[2:], strict=True)))
+        save(screenshot(page, box, zoom), PICTURES / f"{name.lower().replace(',', '').replace(' ', '-')}.webp")
+    for template, names in NODES.items():
+        page.open(templates[template])
+        for name in names:
+            save(picture_of(page, name), HELP / f"{name}.webp")
     page.run(IN_A_ROW, PREVIEW)
     save(picture_of(page, "PersonaLivePreviewMotion"), HELP / "PersonaLivePreviewMotion.webp")
 

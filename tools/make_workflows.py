@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[1]
 TEMPLATES = ROOT / "workflows"
 PROMPTS = ROOT / "tests" / "host" / "workflows"
 HUB = "https://huggingface.co"
+CASCADES = "https://raw.githubusercontent.com/opencv/opencv/4.x/data/haarcascades"
+DETECTOR = "haarcascade_frontalface_alt2.xml"
 
 FILES = f"""
 ## Which files go where
@@ -87,6 +89,42 @@ where they meet.
 """
 
 
+DETECTOR_NOTE = f"""
+## The face detector
+
+Fetch [{DETECTOR}]({CASCADES}/{DETECTOR}) (0.5 MB), put it into **models/personalive/detectors** and press **R**. Or set
+*detector* to *none* in *Crop Portrait* and say by hand what to cut out: *x*, *y* and *side* in pixels of the picture.
+"""
+
+CROP_NOTE = f"""\
+# Crop, animate, paste back
+
+For a picture that shows more than head and shoulders.
+
+1. **Picture**: any size, any shape. The preview shows in yellow what is cut out of it: turn *margin* and *shift* until
+head and shoulders are in it.
+2. **Driving video**: a person, the face to the camera. *Crop Driving* follows the head; delete it if the video shows
+nothing but a head.
+3. Press **Run**. The result is the whole picture in its own size, with the square moving in it.
+
+You see the edge of the square? Make *feather* in *Paste Back* larger, or set *match_colours* to true.
+{DETECTOR_NOTE}"""
+
+TWO_NOTE = f"""\
+# Two people
+
+One picture, two people, each with a driving video of its own.
+
+1. **Picture**: the preview numbers the faces from 0 at the left. *number* in each *Crop Portrait* says which one it is.
+2. **Two driving videos**. The result is as long as the shorter one.
+3. Press **Run**. The first *Paste Back* makes a video of the picture, the second pastes into that video; a third person
+would be one more row.
+
+The sound is that of the second video; if it has none, that of the first. For both, merge them with *AudioMerge* and
+connect that to *audio* of the last *Paste Back*.
+{DETECTOR_NOTE}"""
+
+
 def node(class_type: str, title: str | None = None, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs} | ({"_meta": {"title": title}} if title else {})
 
@@ -131,6 +169,46 @@ def picture() -> dict:
     }
 
 
+def cropped(person: str = "", **crop) -> dict:
+    """`video`, of a square that is cut out of the picture; the names of a person's own nodes end in `person`."""
+    nodes = video() | {
+        "crop": node("PersonaLiveCropPortrait", image=["portrait", 0], detector=DETECTOR, **crop),
+        "preview": node("PreviewImage", images=["crop", 2]),
+    }
+    del nodes["save"]
+    nodes["portrait"] = node("LoadImage", "Picture", image="photo.png")
+    nodes["reference"]["inputs"]["image"] = ["crop", 0]
+    nodes["assemble"]["inputs"]["quality"] = "high"  # it is coded once more
+    own = nodes.keys() - {"model", "vae", "clip_vision", "portrait"}
+    for item in nodes.values():
+        item["inputs"] |= {k: [v[0] + person, v[1]] for k, v in item["inputs"].items() if _links_to(v, own)}
+    return {name + person if name in own else name: item for name, item in nodes.items()}
+
+
+def _links_to(value, names: set[str]) -> bool:
+    return isinstance(value, list) and value[0] in names
+
+
+def pasted(picture: list, person: str = "", **options) -> dict:
+    links = dict(picture=picture, crop=["crop" + person, 1], animated=["assemble" + person, 0])
+    return {"back" + person: node("PersonaLivePasteBack", **links, **options)}
+
+
+def crop_and_paste() -> dict:
+    follow = {"follow": node("PersonaLiveCropDriving", detector=DETECTOR)}
+    nodes = cropped() | follow | pasted(["portrait", 0])
+    nodes["motion"]["inputs"]["crop"] = ["follow", 0]
+    return nodes | {"save": node("SaveVideo", video=["back", 0], filename_prefix="video/PersonaLive")}
+
+
+def two_people() -> dict:
+    nodes = cropped(face="number", number=0) | cropped("_2", face="number", number=1)
+    nodes |= pasted(["portrait", 0], quality="high") | pasted(["back", 0], "_2")
+    nodes["driving"]["_meta"] = {"title": "Driving video of number 0"}
+    nodes["driving_2"]["_meta"] = {"title": "Driving video of number 1"}
+    return nodes | {"save": node("SaveVideo", video=["back_2", 0], filename_prefix="video/PersonaLive")}
+
+
 def portrait(**pose: float) -> Image.Image:
     return Image.fromarray(draw_face(hair="#5a3825", shirt="#3f6f8f", **pose))
 
@@ -141,6 +219,15 @@ def driver(**pose: float) -> Image.Image:
 
 def both(*poses: dict) -> list[list[Image.Image]]:
     return [[person(**pose) for pose in poses] for person in (driver, portrait)]
+
+
+def photo(*poses: dict) -> Image.Image:
+    """One or two people with room around them."""
+    picture, size = Image.new("RGB", (512, 512), "#cfd8dc"), 240
+    for i, (person, pose) in enumerate(zip((portrait, driver), poses, strict=False)):
+        left = (512 - size * len(poses)) // 2 + size * i
+        picture.paste(person(**pose).resize((size, size), Image.Resampling.LANCZOS), (left, 512 - size))
+    return picture
 
 
 LEFT, RIGHT, SURPRISED = dict(yaw=-1.0, mouth=0.2), dict(yaw=1.0, mouth=0.4), dict(yaw=0.3, mouth=1.0)
@@ -158,6 +245,12 @@ WORKFLOWS = {
         LONG_NOTE,
         both({}, LEFT, SURPRISED, RIGHT) + both(SURPRISED, {}, RIGHT, LEFT),
     ),
+    "Crop, animate, paste back": (
+        crop_and_paste(),
+        CROP_NOTE,
+        [[photo({}), driver(**LEFT)], [photo(LEFT), portrait(**LEFT)]],
+    ),
+    "Two people": (two_people(), TWO_NOTE, [[driver(**LEFT), portrait(**SURPRISED)], [photo(LEFT, SURPRISED)]]),
 }
 
 THUMBNAIL = 512  # pixels on a side
@@ -182,24 +275,63 @@ GROUPS = {
     "Sample": ("sample",),
     "Assemble": ("assemble", "save"),
 }
+CROP_PLACES = {
+    "portrait": (400, -640, 360),
+    "crop": (740, -640, 0),
+    "preview": (1140, -640, 420),
+    "follow": (400, 920, 0),
+    "reference": (400, 0, 0),
+    "driving": (400, 460, 360),
+    "back": (1940, 0, 0),
+    "save": (1940, 360, 500),
+}
+SECOND = 1700  # how much lower the second person stands
+OWN_PLACES = {  # where a template differs
+    "Crop, animate, paste back": CROP_PLACES,
+    "Two people": CROP_PLACES
+    | {f"{k}_2": (x, y + SECOND, h) for k, (x, y, h) in (PLACES | CROP_PLACES).items()}
+    | {"portrait": (0, -640, 360), "crop": (400, -640, 0), "preview": (740, -640, 420)}
+    | {"crop_2": (400, SECOND - 640, 0), "preview_2": (740, SECOND - 640, 420), "save": (2340, SECOND, 500)},
+}
+OWN_GROUPS = {
+    "Crop, animate, paste back": {
+        "Load the models": ("model", "vae", "clip_vision"),
+        "Crop": ("portrait", "crop", "preview"),
+        "Reference: who is shown": ("reference",),
+        "Motion: what happens": ("driving", "follow", "motion"),
+        "Sample": ("sample",),
+        "Assemble": ("assemble",),
+        "Paste back": ("back", "save"),
+    },
+    "Two people": {
+        "Load the models": ("model", "vae", "clip_vision"),
+        "Picture": ("portrait",),
+        "Number 0": ("crop", "preview", "reference", "driving", "motion", "sample", "assemble", "back"),
+        "Number 1": (
+            *("crop_2", "preview_2", "reference_2", "driving_2"),
+            *("motion_2", "sample_2", "assemble_2", "back_2"),
+        ),
+        "Result": ("save",),
+    },
+}
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync --lang=en --window-size=2560,1400"""
 GROUP_COLOUR = "#3f789e"
 MARGIN, TITLE = 30, 80  # of a group around its nodes; titles of group and node above them
 
 
-def arrange(workflow: dict, names: dict[str, str], note: str) -> None:
+def arrange(template: str, workflow: dict, names: dict[str, str], note: str) -> None:
     """Give the nodes their places; add groups and note. `names`: of each node, by its number."""
-    boxes = {}
+    boxes, places = {}, PLACES | OWN_PLACES.get(template, {})
     for item in workflow["nodes"]:
         name = names[str(item["id"])]
-        x, y, height = PLACES[name]
+        x, y, height = places[name]
         item["pos"], item["size"] = [x, y], [max(WIDTH, item["size"][0]), max(height, item["size"][1])]
         boxes[name] = (*item["pos"], *item["size"])
-        if name == "sample":  # to assemble in another quality must not sample anew
+        if name.startswith("sample"):  # to assemble in another quality must not sample anew
             item["widgets_values"] = ["fixed" if value == "randomize" else value for value in item["widgets_values"]]
     workflow["groups"] = []
-    for title, members in GROUPS.items():
+    for title, members in OWN_GROUPS.get(template, GROUPS).items():
         x, y = (min(boxes[name][axis] for name in members) for axis in (0, 1))
         right, bottom = (max(boxes[name][axis] + boxes[name][axis + 2] for name in members) for axis in (0, 1))
         bounding = [x - MARGIN, y - TITLE, right - x + 2 * MARGIN, bottom - y + TITLE + MARGIN]
@@ -307,7 +439,7 @@ def make(page: Page, name: str) -> None:
     page.run("await app.loadApiJson(arguments[0], arguments[1])", prompt, name)
     made = page.run("return await app.graphToPrompt()")
     workflow = made["workflow"]
-    arrange(workflow, {number: key for key, number in numbers.items()}, note)
+    arrange(name, workflow, {number: key for key, number in numbers.items()}, note)
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))  # the same each time
     workflow["extra"] = {}
     _write(TEMPLATES / f"{name}.json", workflow)

@@ -19,7 +19,16 @@ TEST_FILES = {
     "VAELoader": {"vae_name": "taesd.safetensors"},
     "CLIPVisionLoader": {"clip_name": "vit_l.bin"},
     "PersonaLiveEncodeReference": {"width": SIZE, "height": SIZE},
+    "PersonaLiveCropPortrait": {"detector": "drawn.xml"},
+    "PersonaLiveCropDriving": {"detector": "drawn.xml"},
 }
+TEST_PICTURES = {"expression.png": "smile.png", "photo.png": "group.png"}
+CHANGED = {  # of the defaults
+    "Long video": {"count"},
+    "Crop, animate, paste back": {"detector", "quality"},
+    "Two people": {"detector", "quality", "face", "number"},
+}
+NATIVE = {"Crop, animate, paste back": (400, 640), "Two people": (400, 640)}  # height and width of what they show whole
 
 every_template = pytest.mark.parametrize("name", NAMES)
 
@@ -57,7 +66,7 @@ def test_links(host, name):
         made, taken = nodes[source]["outputs"][output], nodes[target]["inputs"][slot]
         assert number in made["links"] and number == taken["link"]
         assert made["type"] == host.nodes[nodes[source]["type"]]["output"][output]
-        accepted, _ = described(host, nodes[target]["type"])[taken["name"]]
+        accepted, *_ = described(host, nodes[target]["type"])[taken["name"]]
         assert taken["type"] == accepted
         assert made["type"] in accepted.split(",")
     used = {link[0] for link in template["links"]}
@@ -109,7 +118,7 @@ def test_defaults(host, name):
             defaults = {key: options.get("default") for key, (_, options) in described(host, item["type"]).items()}
             shown = shown_values(host, item)
             changed = {key for key, value in shown.items() if value != defaults[key]}
-            assert changed <= ({"count"} if name == "Long video" else set())
+            assert changed <= CHANGED.get(name, set())
 
 
 @every_template
@@ -117,14 +126,14 @@ def test_runs(host, name):
     prompt = read(PROMPTS, name)
     for item in prompt.values():
         item["inputs"] |= TEST_FILES.get(item["class_type"], {})
-        if item["inputs"].get("image") == "expression.png":
-            item["inputs"]["image"] = "smile.png"
+        if item["class_type"] == "LoadImage":
+            item["inputs"]["image"] = TEST_PICTURES.get(item["inputs"]["image"], item["inputs"]["image"])
     run = succeed(host, prompt)
     (number,) = (number for number, item in prompt.items() if item["class_type"] in ("SaveVideo", "SaveImage"))
     file = saved(host, run, number)
     if prompt[number]["class_type"] == "SaveImage":
         assert Image.open(file).size == (SIZE, SIZE)
         return
-    assert read_frames(file).shape == (FRAMES, SIZE, SIZE, 3)
+    assert read_frames(file).shape == (FRAMES, *NATIVE.get(name, (SIZE, SIZE)), 3)
     with av.open(str(file)) as container:
         assert container.streams.audio
