@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..personalive_core.adjust import Strength, loop_order, nearest_frames
 from .motion import MotionType, NodeMotion
+from .reference import NodeReference, ReferenceType
 
 
 def _strength(name: str, default: float, tooltip: str) -> io.Float.Input:
@@ -60,6 +61,11 @@ class AdjustMotion(io.ComfyNode):
                 ),
                 io.Int.Input("loop", default=1, min=1, max=10_000, tooltip="How many times to play it."),
                 io.Boolean.Input("back_and_forth", default=False, tooltip="Play it backwards every second time."),
+                ReferenceType.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="From Encode Reference: another portrait, which shall move in place of the motion's own.",
+                ),
                 io.Audio.Input("audio", optional=True, tooltip="From Extract Motion: is trimmed with the motion."),
             ],
             outputs=[
@@ -85,6 +91,7 @@ class AdjustMotion(io.ComfyNode):
         frame_rate: float,
         loop: int,
         back_and_forth: bool,
+        reference: NodeReference | None = None,
         audio: dict | None = None,
     ) -> io.NodeOutput:
         before = motion.performance
@@ -105,7 +112,8 @@ class AdjustMotion(io.ComfyNode):
             faces = [faces[nearest[i]] for i in loop_order(len(nearest), loop, back_and_forth)]
         if audio is not None:
             audio = _trimmed(audio, start / before.frame_rate, len(performance.motion) / performance.frame_rate, loop)
-        return io.NodeOutput(NodeMotion(performance, motion.portrait, faces), float(performance.frame_rate), audio)
+        portrait = reference.reference.motion if reference else motion.portrait
+        return io.NodeOutput(NodeMotion(performance, portrait, faces), float(performance.frame_rate), audio)
 
 
 def _trimmed(audio: dict, begin: Fraction, length: Fraction, loop: int) -> dict | None:

@@ -65,18 +65,23 @@ def test_saved_motion_drives_two_portraits(host):
         assert opened.metadata()["source"] == "driving.mp4" and opened.metadata()["frame_rate"] == str(RATE)
 
     name = f"{file.relative_to(host.base / 'output').as_posix()} [output]"
-    assert name in host.get("object_info/PersonaLiveLoadMotion")["PersonaLiveLoadMotion"]["input"]["required"]["file"][
-        1
-    ].get(
-        "options",
-        host.get("object_info/PersonaLiveLoadMotion")["PersonaLiveLoadMotion"]["input"]["required"]["file"][0],
-    )
     loaded = sampling() | {"motion": node("PersonaLiveLoadMotion", reference=["reference", 0], file=name)}
     del loaded["driving"]
     assert torch.equal(latents(host, succeed(host, loaded)), direct)
 
     other = latents(host, succeed(host, loaded | {"portrait": node("LoadImage", image="smile.png")}))
     assert other.shape == direct.shape and not torch.equal(other, direct)
+
+    prompt = loaded | {
+        "smile": node("LoadImage", image="smile.png"),
+        "reference_2": loaded["reference"] | {"inputs": loaded["reference"]["inputs"] | {"image": ["smile", 0]}},
+        "adjust": node("PersonaLiveAdjustMotion", motion=["motion", 0], reference=["reference_2", 0], expression=0.5),
+    }
+    prompt["sample"] = {**prompt["sample"], "inputs": prompt["sample"]["inputs"] | {"reference": ["reference_2", 0]}}
+    run = host.run(prompt)
+    assert run.node == "sample" and "extracted for another reference" in run.error
+    prompt["sample"]["inputs"]["motion"] = ["adjust", 0]
+    assert torch.equal(latents(host, succeed(host, prompt)), other)
 
     (host.base / "input" / "broken.motion.safetensors").write_bytes(file.read_bytes()[:500])
     shutil.copy(file, host.base / "input" / "copied.motion.safetensors")
