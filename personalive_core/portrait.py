@@ -26,6 +26,7 @@ UNMOVED, MOVED = 8, 32
 ROUNDS = 3  # of refining
 SMALLEST_SHARE = 0.15  # of the square's side, that a face found in it takes at least
 BLOCK = 8  # pixels on a side of the places that are told apart so
+SEAM_PIXELS = 10_000  # of the soft edge that are looked at for its colours, or up to twice as many
 FILTER_SUPPORT = 3  # pixels to each side that Lanczos looks at
 
 
@@ -82,7 +83,13 @@ class Crop:
             )
 
 
-def _resampled(pixels: np.ndarray, edges: tuple[float, float, float, float], width: int, height: int) -> np.ndarray:
+def _resampled(
+    pixels: np.ndarray,
+    edges: tuple[float, float, float, float],
+    width: int,
+    height: int,
+    method: Image.Resampling = Image.Resampling.LANCZOS,
+) -> np.ndarray:
     """What lies between the edges left, top, right, bottom, which need not be whole pixels of the picture or in it."""
     left, top, right, bottom = edges
     margin_x, margin_y = (
@@ -93,7 +100,7 @@ def _resampled(pixels: np.ndarray, edges: tuple[float, float, float, float], wid
     rows, columns = (np.arange(a, b).clip(0, n - 1) for a, b, n in ((y1, y2, len(pixels)), (x1, x2, pixels.shape[1])))
     part = Image.fromarray(np.ascontiguousarray(pixels[rows][:, columns]))
     box = (left - x1, top - y1, right - x1, bottom - y1)
-    return np.asarray(part.resize((width, height), Image.Resampling.LANCZOS, box=box))
+    return np.asarray(part.resize((width, height), method, box=box))
 
 
 class PasteBack:
@@ -117,6 +124,8 @@ class PasteBack:
             for start, length in ((crop.top, crop.height), (crop.left, crop.width))
         )
         self._mask = self._draw_mask(feather)
+        seam = np.flatnonzero((self._mask > 0) & (self._mask < 1))
+        self._seam = seam[:: max(1, len(seam) // SEAM_PIXELS)]
         self._picture: np.ndarray | None = None
 
     def _draw_mask(self, feather: float) -> np.ndarray:
@@ -163,40 +172,41 @@ class PasteBack:
             moving += offset
             animated = (animated + offset).clip(0, 255).round().astype(np.uint8)
         moving += self._unmoved(animated) * self._detail
-        blended = self._window + self._mask[..., None] * (moving - self._window)
+        moving -= self._window
+        moving *= self._mask[..., None]
+        moving += self._window
         result = picture.copy()
-        result[self._rows, self._columns] = blended.round().clip(0, 255).astype(np.uint8)
+        result[self._rows, self._columns] = np.rint(moving, out=moving).clip(0, 255, out=moving)
         return result
 
-    def _to_window(self, square: np.ndarray) -> np.ndarray:
-        """(size, size, ...) -> the picture's own pixels that the square covers (rows, columns, ...)."""
-        scale = self.size / self.crop.side
+    def _to_window(self, square: np.ndarray, block: int = 1) -> np.ndarray:
+        """(size / block, size / block, ...) -> the picture's own pixels that the square covers (rows, columns, ...)."""
+        scale = self.size / block / self.crop.side
         left, right = ((x - self.crop.left) * scale for x in (self._columns.start, self._columns.stop))
         top, bottom = ((y - self.crop.top) * scale for y in (self._rows.start, self._rows.stop))
         height, width = self._mask.shape
-        return _resampled(square, (left, top, right, bottom), width, height)
+        method = Image.Resampling.LANCZOS if block == 1 else Image.Resampling.BILINEAR  # weights must not swing over
+        return _resampled(square, (left, top, right, bottom), width, height, method)
 
     def _unmoved(self, animated: np.ndarray) -> np.ndarray:
         """float32 (rows, columns, 1): 1 where the animated square is as the original one, 0 where something moved."""
-        difference = np.abs(animated.astype(np.int16) - self._square).max(-1)
-        padding = -self.size % BLOCK
-        blocks = np.pad(difference, (0, padding), "edge")
-        count = len(blocks) // BLOCK
-        blocks = blocks.reshape(count, BLOCK, count, BLOCK).max((1, 3))
+        difference = np.abs(animated.astype(np.int16) - self._square)
+        padding = (0, -self.size % BLOCK)
+        difference = np.pad(difference, (padding, padding, (0, 0)), "edge")
+        count = len(difference) // BLOCK
+        blocks = difference.reshape(count, BLOCK, -1).max(1).reshape(count, count, -1).max(2)
         around = np.pad(blocks, 1, "edge")  # what moves in a block spoils its neighbours too
         blocks = np.max([around[y : y + count, x : x + count] for y in range(3) for x in range(3)], axis=0)
         weights = ((MOVED - blocks) / (MOVED - UNMOVED)).clip(0, 1).astype(np.float32)
-        size = (count * BLOCK,) * 2
-        smooth = Image.fromarray(weights).resize(size, Image.Resampling.BILINEAR)
-        return self._to_window(np.asarray(smooth)[: self.size, : self.size])[..., None].clip(0, 1)
+        return self._to_window(weights, BLOCK)[..., None]
 
     def _seam_offset(self, moving: np.ndarray) -> np.ndarray:
         """What the soft edge lacks to the picture's colours, (3,): the mean of the middle half of all differences, for
         a shoulder that moves through the edge says nothing about colours."""
-        edge = (self._mask > 0) & (self._mask < 1)
-        if not edge.any():
+        if not len(self._seam):
             return np.zeros(3, np.float32)
-        differences = np.sort((self._plain - moving)[edge], axis=0)
+        plain, moving = (pixels.reshape(-1, 3)[self._seam] for pixels in (self._plain, moving))
+        differences = np.sort(plain - moving, axis=0)
         quarter = len(differences) // 4
         return differences[quarter : len(differences) - quarter].mean(0)
 
