@@ -7,7 +7,7 @@ RUN keeps the checkpoint, the curves, the sample sheets and the log. Started aga
 it was: after `--stop-after`, after SIGTERM, after a crash. A step depends on its number alone, never on when it ran.
 
 Four stages: the autoencoder; the motion extractor and motion encoder, told the truth; both UNets, the pose guider and
-the motion encoder on windows of 16 frames at the noise levels of inference; the same on streams of their own results.
+the image encoder on windows of 16 frames at the noise levels of inference; the same on streams of their own results.
 Needs what `personalive[standalone]` needs, OpenCV, and takes 25 minutes on one H200 with 16 CPU cores.
 """
 
@@ -126,7 +126,11 @@ class Stage:
     steps: int
     batch: int  # pictures, or takes
     rate: float  # of learning, at most
+    pools: int  # how often new takes come
     half: bool = True  # in mixed precision, on a GPU
+
+
+GENERATOR = ("reference_unet", "denoising_unet", "pose_guider", "image_encoder")
 
 
 @dataclass(frozen=True)
@@ -134,32 +138,26 @@ class Plan:
     """How long and how large; the default is what the shipped weights were made with."""
 
     stages: tuple[Stage, ...] = (
-        Stage("autoencoder", ("vae",), steps=6000, batch=64, rate=1e-3),
-        Stage("motion", ("motion_extractor", "motion_encoder", "expression"), 3000, 256, 1e-3, half=False),
+        Stage("autoencoder", ("vae",), steps=6000, batch=64, rate=1e-3, pools=16),
         Stage(
-            "denoising",
-            ("reference_unet", "denoising_unet", "pose_guider", "motion_encoder", "image_encoder", "expression"),
-            12000,
-            32,
-            1e-3,
+            "motion",
+            ("motion_extractor", "motion_encoder", "expression"),
+            steps=3500,
+            batch=256,
+            rate=1e-3,
+            pools=6,
+            half=False,
         ),
-        Stage(
-            "streaming",
-            ("reference_unet", "denoising_unet", "pose_guider", "motion_encoder", "image_encoder", "expression"),
-            1500,
-            16,
-            3e-4,
-        ),
+        Stage("denoising", GENERATOR, steps=14000, batch=32, rate=1.5e-3, pools=32),
+        Stage("streaming", GENERATOR, steps=1500, batch=16, rate=4e-4, pools=12),
     )
     takes: int = 1024  # drawn at a time, then used until the next are drawn
-    pools: int = 24  # a stage: how often new takes come
     workers: int = 15
 
 
 SMOKE = Plan(
-    tuple(replace(stage, steps=4, batch=4 if stage.batch > 16 else 2) for stage in Plan().stages),
+    tuple(replace(stage, steps=4, batch=2, pools=2) for stage in Plan().stages),
     takes=4,
-    pools=2,
     workers=1,
 )
 
@@ -213,6 +211,7 @@ class Drawing:
         self.takes, self.asked = plan.takes, None
         context = multiprocessing.get_context("fork")
         self.todo, self.done = context.Queue(), context.Queue()
+        self.todo.cancel_join_thread()
         for _ in range(plan.workers):
             context.Process(target=self._work, daemon=True).start()
 
@@ -222,8 +221,12 @@ class Drawing:
         cv2.setNumThreads(1)
         while True:
             pool, index = self.todo.get()
-            self.pools[pool % 2].draw(index, FIRST_SEED + pool * self.takes + index)
-            self.done.put(index)
+            try:
+                self.pools[pool % 2].draw(index, FIRST_SEED + pool * self.takes + index)
+            except Exception as error:
+                self.done.put(repr(error))
+                raise
+            self.done.put(None)
 
     def ask(self, pool: int) -> None:
         self.asked = pool
@@ -242,7 +245,8 @@ class Drawing:
 
     def _wait(self) -> None:
         for _ in range(self.takes):
-            self.done.get()
+            if error := self.done.get():
+                raise RuntimeError(f"a take could not be drawn: {error}")
 
 
 # Networks
@@ -347,7 +351,7 @@ class Pool:
     begins: Tensor  # (N,) bool
     latents: Tensor | None = None  # (N, 33, 4, h, w) scaled: the portrait and the right answers
     heads: HeadPose | None = None  # N x 34 as extracted: the portrait, the driver's first frame, the driver
-    faces: Tensor | None = None  # (N, 34, 3, side, side) crops in [-1, 1]
+    tokens: Tensor | None = None  # (N, 34, 32, 16) motion tokens of the same
 
     def pixels(self, take: Tensor, picture: Tensor) -> Tensor:
         """(F, 3, side, side) in [0, 1]."""
@@ -373,7 +377,6 @@ class Window:
     conditioning: Conditioning
     motion_tokens: Tensor  # (B, 16, 32, 16)
     pose_features: Tensor  # (B, C, 16, h, w)
-    expression_loss: Tensor
     take: Tensor
     slots: Tensor  # (B, 16)
 
@@ -405,7 +408,11 @@ class Run:
 
     @property
     def steps_per_pool(self) -> int:
-        return -(-self.now.steps // self.plan.pools)
+        return -(-self.now.steps // self.now.pools)
+
+    @property
+    def pool_number(self) -> int:
+        return sum(stage.pools for stage in self.plan.stages[: self.stage]) + self.step // self.steps_per_pool
 
     @property
     def is_done(self) -> bool:
@@ -416,12 +423,12 @@ class Run:
             return
         for name, network in self.networks.items():
             trained = name in self.now.networks
-            # The motion encoder's batch norms learn their statistics in the motion stage alone, and keep them.
-            network.train(trained and not (name == "motion_encoder" and self.now.name != "motion"))
+            network.train(trained)
             network.requires_grad_(trained)
         self.parameters = [p for name in self.now.networks for p in self.networks[name].parameters()]
         self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=0, betas=(0.9, 0.99), weight_decay=0.01)
+        fused = self.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=0, betas=(0.9, 0.99), weight_decay=0.01, fused=fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.now.half and self.device.type == "cuda")
 
     # Keeping and finding again
@@ -460,13 +467,12 @@ class Run:
         """Until it is done, or `should_stop`."""
         pool, number, begun = None, None, time.perf_counter()
         while not self.is_done and not should_stop():
-            wanted = self.stage * self.plan.pools + self.step // self.steps_per_pool
-            if wanted != number:
-                waited = time.perf_counter()
-                takes = drawing.pool(wanted)
+            if number != self.pool_number:
+                waited, number = time.perf_counter(), self.pool_number
+                takes = drawing.pool(number)
                 waited = time.perf_counter() - waited
-                pool, number = self.load(takes), wanted
-                log(f"{self.now.name} {self.step}: pool {wanted}, waited {waited:.1f} s for it")
+                pool = self.load(takes)
+                log(f"{self.now.name} {self.step}: pool {number}, waited {waited:.1f} s for it")
             values = self.train_step(pool)
             if self.step % 50 == 0 or self.step == self.now.steps:
                 now = time.perf_counter()
@@ -475,12 +481,12 @@ class Run:
                 self.history.append((self.now.name, self.step, values))
                 log(f"{self.now.name} {self.step}/{self.now.steps} {self.seconds:.0f} s {json.dumps(values)}")
             if self.step == self.now.steps:
+                name = self.now.name
                 self.end_stage(pool)
-                self.sheet(pool, self.folder / f"{self.now.name}.png")
-                self.stage, self.step = self.stage + 1, 0
+                self.stage, self.step, number = self.stage + 1, 0, None
                 self._begin_stage()
-                number = None
                 self.save()
+                self.sheet(name, pool)
         self.seconds += time.perf_counter() - begun
         self.save()
 
@@ -525,6 +531,10 @@ class Run:
     def _indices(self, random: torch.Generator, high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=random, device=self.device)
 
+    def _chances(self) -> list[float]:
+        """Three numbers in [0, 1) for this step, without waiting for the device."""
+        return np.random.default_rng((self.stage, self.step)).random(3).tolist()
+
     def _noise(self, random: torch.Generator, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=random, device=self.device)
 
@@ -565,6 +575,7 @@ class Run:
 
         boxes = face_boxes(transform_keypoints(truth))
         boxes = (boxes + self._indices(random, 25, batch, 4) - 12).clamp(0, BOX_GRID - 1)
+        boxes[:, :2] = boxes[:, :2].clamp(max=BOX_GRID - 17)
         boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 16)
         tokens, loss = self._tokens(crop_squares(pixels, boxes, CONFIG.motion_encoder.image_size))
         expression = self._expression_loss(tokens, pool.poses[take, picture][:, EXPRESSION])
@@ -591,26 +602,24 @@ class Run:
             norm.reset_running_stats()
             norm.momentum = None
         random = torch.Generator(self.device).manual_seed(2)
-        with torch.no_grad():
-            for _ in range(16):
-                next(self.motion(pool, random))
+        for _ in range(16):
+            next(self.motion(pool, random))
         for norm in norms:
             norm.momentum = 0.1
 
     # Stages 3 and 4
 
-    @torch.no_grad()
     def load(self, takes: Takes) -> Pool:
-        """Onto the device; for the UNets with what the frozen networks say."""
+        """Onto the device; for the UNets with what the networks say that are frozen by then."""
         pool = Pool(
-            *(torch.tensor(x, device=self.device) for x in (takes.pictures, takes.poses, takes.keypoints)),
-            torch.tensor(takes.begins, device=self.device).bool(),
+            *(torch.from_numpy(x).to(self.device) for x in (takes.pictures, takes.poses, takes.keypoints)),
+            torch.from_numpy(takes.begins).to(self.device).bool(),
         )
         if self.now.name not in ("denoising", "streaming"):
             return pool
-        latents, heads, faces = [], [], []
-        extractor = self.networks["motion_extractor"]
-        for pictures in pool.pictures.split(8):
+        latents, heads, tokens = [], [], []
+        extractor, encoder = self.networks["motion_extractor"], self.networks["motion_encoder"]
+        for pictures in pool.pictures.split(16):
             pixels = pictures.permute(0, 1, 4, 2, 3).float() / 255
             drawn = torch.cat([pixels[:, :1], pixels[:, ANSWERS]], 1)
             means = self._vae_means(drawn.flatten(0, 1)).unflatten(0, drawn.shape[:2])
@@ -618,16 +627,17 @@ class Run:
             seen = pixels[:, : ANSWERS.start].flatten(0, 1)
             heads.append(extractor(seen))
             boxes = fill_empty_boxes(face_boxes(transform_keypoints(heads[-1])), None)
-            faces.append(crop_squares(seen, boxes, CONFIG.motion_encoder.image_size).half())
+            tokens.append(encoder(crop_squares(seen, boxes, CONFIG.motion_encoder.image_size))[0])
         pool.latents, pool.heads = torch.cat(latents), HeadPose.cat(heads)
-        pool.faces = torch.cat(faces).unflatten(0, (len(pool.begins), -1))
+        pool.tokens = torch.cat(tokens).unflatten(0, (len(pool.begins), -1))
         return pool
 
     @torch.no_grad()
     def _vae_means(self, pixels: Tensor) -> Tensor:
         """(N, 3, side, side) in [0, 1] -> (N, 4, h, w) unscaled."""
         parts = (pixels * 2 - 1).split(128)
-        return torch.cat([self.networks["vae"].encode(part).latent_dist.mean.float() for part in parts])
+        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
+            return torch.cat([self.networks["vae"].encode(part).latent_dist.mean.float() for part in parts])
 
     def window(self, pool: Pool, take: Tensor, start: Tensor, keyframes: Tensor) -> Window:
         """Windows that begin at slot `start` (B,) of takes (B,), with B x K slots as keyframes."""
@@ -637,18 +647,11 @@ class Run:
         reference = pool.latents[take, 0]
 
         # The driver, and in the warm-up what lies between the portrait and the driver's first frame
-        zero = torch.zeros_like(take)
-        numbers = torch.cat([zero[:, None], zero[:, None] + 1, slots + 2], 1)  # portrait, first, window
-        faces = pool.faces[take[:, None], numbers].float()
-        with self.autocast():
-            tokens, token_loss = self._tokens(faces.flatten(0, 1))
-        poses = pool.poses[take[:, None], numbers].flatten(0, 1)
-        expression_loss = self._expression_loss(tokens, poses[:, EXPRESSION]) + token_loss
-        tokens = tokens.unflatten(0, (batch, -1))
-        is_warm_up = pool.begins[:, None][take] & (slots < WARM_UP)
+        is_warm_up = pool.begins[take][:, None] & (slots < WARM_UP)
         weight = slots / WARM_UP
-        between = torch.lerp(tokens[:, :1], tokens[:, 1:2], weight[:, :, None, None])
-        tokens = torch.where(is_warm_up[:, :, None, None], between, tokens[:, 2:])
+        portrait, first = pool.tokens[take, :1], pool.tokens[take, 1:2]
+        between = torch.lerp(portrait, first, weight[:, :, None, None])
+        tokens = torch.where(is_warm_up[:, :, None, None], between, pool.tokens[take[:, None], slots + 2])
 
         portrait, first = pool.head(many, torch.zeros_like(many)), pool.head(many, torch.ones_like(many))
         pose = retarget(portrait, pool.head(many, slots + 2), first)
@@ -670,7 +673,6 @@ class Run:
             conditioning=conditioning,
             motion_tokens=tokens,
             pose_features=rearrange(features, "1 c (b f) h w -> b c f h w", b=batch),
-            expression_loss=expression_loss,
             take=take,
             slots=slots,
         )
@@ -724,10 +726,10 @@ class Run:
         batch = self.now.batch
         take = self._indices(random, len(pool.begins), batch)
         start = CHUNK * self._indices(random, 1 + (SLOTS - WINDOW) // CHUNK, batch)
-        choice = torch.rand(3, generator=random, device=self.device).tolist()
+        choice = self._chances()
         schedule = Schedule(4 if choice[0] < 0.75 else 8)
         step = int(choice[1] * schedule.passes)
-        keyframes = self._indices(random, SLOTS, batch, max(0, int(choice[2] * 6) - 2))
+        keyframes = self._indices(random, SLOTS, batch, _some_keyframes(choice[2]))
         window = self.window(pool, take, start, keyframes)
 
         timesteps = schedule.timesteps(step)
@@ -742,14 +744,14 @@ class Run:
         loss, values = self.denoising_loss(window, x0, timesteps)
         if schedule != self.schedule:
             values = {}
-        yield loss + window.expression_loss, {"loss": loss, "expression": window.expression_loss, **values}
+        yield loss, {"loss": loss, **values}
 
     def streaming(self, pool: Pool, random: torch.Generator) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Five windows one after the other, each going on from what the one before made."""
         batch, windows = self.now.batch, 1 + (SLOTS - WINDOW) // CHUNK
         take = self._indices(random, len(pool.begins), batch)
-        share = torch.rand(1, generator=random, device=self.device).item()
-        keyframes = self._indices(random, SLOTS, batch, max(0, int(share * 6) - 2))
+        choice = self._chances()
+        keyframes = self._indices(random, SLOTS, batch, _some_keyframes(choice[0]))
         timesteps, following = self.schedule.timesteps(0), self.schedule.timesteps(self.schedule.passes)
         reference = pool.latents[take, 0][:, :, None]
         known = rearrange(pool.latents[take, 1 : 1 + WARM_UP], "b f c h w -> b c f h w")
@@ -763,11 +765,10 @@ class Run:
             noise = self.predict(window, latents, timesteps)
             latents, x0 = self.schedule.step(latents, noise, timesteps, following)
             loss, values = self.denoising_loss(window, x0, timesteps)
-            pixels = self._pixel_loss(pool, window, x0, CHUNK + int(share * 1e6) % CHUNK)
-            values |= {"loss": loss, "pixels": pixels, "expression": window.expression_loss}
+            pixels = self._pixel_loss(pool, window, x0, CHUNK + int(CHUNK * choice[1]))
+            values |= {"loss": loss, "pixels": pixels}
             state = latents[:, :, CHUNK:].detach()
-            total = (loss + pixels + window.expression_loss) / windows
-            yield total, {name: value / windows for name, value in values.items()}
+            yield (loss + 0.1 * pixels) / windows, {name: value / windows for name, value in values.items()}
 
     def _pixel_loss(self, pool: Pool, window: Window, x0: Tensor, frame: int) -> Tensor:
         """Of one frame of the second oldest chunk, after which little can change."""
@@ -781,20 +782,20 @@ class Run:
     # What there is to see
 
     @torch.no_grad()
-    def sheet(self, pool: Pool, path: Path) -> None:
-        """A picture of what the stage has learnt."""
-        if self.now.name == "autoencoder":
+    def sheet(self, stage: str, pool: Pool) -> None:
+        """A picture of what a stage has learnt."""
+        if stage == "autoencoder":
             pixels = self._some(pool, 12)
             decoded = self.networks["vae"].decode(self._vae_means(pixels)).sample
             rows = [_pictures(pixels), _pictures(decoded / 2 + 0.5)]
-        elif self.now.name == "motion":
+        elif stage == "motion":
             pixels = self._some(pool, 12)
-            pose = self.networks["motion_extractor"].eval()(pixels)
+            pose = self.networks["motion_extractor"](pixels)
             keypoint_map = draw_keypoint_map(transform_keypoints(pose), SIZE, SIZE)[0].movedim(0, 1)
             rows = [_pictures(pixels), _pictures(torch.maximum(keypoint_map, pixels * 0.5))]
         else:
-            rows, _ = self.unseen(pairs=4, frames=44)
-        write_png(path, contact_sheet(rows))
+            rows, _ = self.unseen(pairs=3, frames=20)
+        write_png(self.folder / f"{stage}.png", contact_sheet(rows))
 
     def unseen(self, pairs: int, frames: int) -> tuple[list[list[np.ndarray]], dict[str, float]]:
         """Sheet and figures of characters and performances that are in no take, on the CPU as a user has it."""
@@ -807,7 +808,7 @@ class Run:
             pose = Pose(smile=0.2)
             portrait, driving = draw(character, pose, SIZE), [draw(other, p, SIZE) for p in poses]
             answers = [draw(character, right_answer(pose, p, poses[0]), SIZE) for p in poses]
-            chunks = pipeline.animate(pipeline.encode_reference(portrait), driving)
+            chunks = pipeline.animate(pipeline.encode_reference(portrait), driving, hold=False)
             results = [picture for chunk in chunks for picture in chunk]
             shown = range(2, frames, -(-frames // 10))
             for name, pictures in (("driver", driving), ("result", results), ("answer", answers)):
@@ -817,6 +818,11 @@ class Run:
             scores["result"].append(_psnr(results, answers))
             scores["portrait unmoved"].append(_psnr([portrait] * frames, answers))
         return rows, {name: round(float(np.mean(values)), 2) for name, values in scores.items()}
+
+
+def _some_keyframes(chance: float) -> int:
+    """None in half of the cases, else one, two or three."""
+    return max(0, int(chance * 6) - 2)
 
 
 def _psnr(a: list[np.ndarray], b: list[np.ndarray]) -> float:
@@ -906,7 +912,7 @@ def measure_speed(run: Run, drawing: Drawing) -> None:
             run.train_step(pool)
         _synchronize()
         step = (time.perf_counter() - begun) / 20
-        seconds = stage.steps * step + run.plan.pools * loading
+        seconds = stage.steps * step + stage.pools * loading
         total += seconds
         print(f"{stage.name}: {1000 * step:.1f} ms a step, {loading:.1f} s to load a pool, {seconds:.0f} s in all")
         run.stage += 1
@@ -959,7 +965,7 @@ def main(arguments: list[str] | None = None, plan: Plan | None = None) -> int:
         if not run.is_done:
             log(f"stopped in {run.now.name} at step {run.step}; start again to go on")
             return 0
-        rows, figures = run.unseen(pairs=8, frames=60 if plan != SMOKE else 8)
+        rows, figures = run.unseen(pairs=6, frames=40)
         write_png(options.run / "unseen.png", contact_sheet(rows))
         log(f"unseen, PSNR against the right answer in dB: {json.dumps(figures)}; {run.seconds:.0f} s of training")
         if options.output:

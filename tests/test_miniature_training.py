@@ -1,0 +1,164 @@
+"""The program that trains the miniature: it learns, from what is right, and goes on exactly where it was."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("cv2", reason="faces are drawn by OpenCV (opencv-python-headless)")
+PROGRAM = Path(__file__).resolve().parents[1] / "tools" / "train_miniature.py"
+if not PROGRAM.is_file():
+    pytest.skip("tools/ is not here", allow_module_level=True)
+specification = importlib.util.spec_from_file_location("train_miniature", PROGRAM)
+train = sys.modules["train_miniature"] = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(train)
+
+from personalive_core.keypoints import crop_faces, draw_keypoint_map, transform_keypoints  # noqa: E402
+from personalive_core.standalone import Pipeline  # noqa: E402
+from personalive_core.weights import find_weights  # noqa: E402
+
+TAKES = 2
+
+
+class DrawnHere:
+    """The pools of `train.Drawing`, drawn in this process."""
+
+    def pool(self, number: int):
+        takes = train.Takes(TAKES)
+        for index in range(TAKES):
+            takes.draw(index, train.FIRST_SEED + number * TAKES + index)
+        return takes
+
+
+def only(name: str, steps: int, **changes) -> "train.Plan":
+    """A plan with one stage, on few pictures."""
+    stage = next(stage for stage in train.Plan().stages if stage.name == name)
+    return train.Plan((replace(stage, steps=steps, pools=1, batch=2, **changes),), takes=TAKES)
+
+
+@pytest.fixture
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run in a folder; no sheets, which take longest."""
+    monkeypatch.setattr(train.Run, "sheet", lambda *_: None)
+
+    def begin(plan, folder: str = "run"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return train.Run(tmp_path / folder, plan, torch.device("cpu"))
+
+    return begin
+
+
+def steps(count: int):
+    """Asks for a stop after so many."""
+    left = iter(range(count))
+    return lambda: next(left, None) is None
+
+
+@pytest.fixture(scope="module")
+def pool():
+    takes = DrawnHere().pool(0)
+    return train.Pool(*(torch.from_numpy(x) for x in (takes.pictures, takes.poses, takes.keypoints, takes.begins)))
+
+
+def test_crops_are_those_of_inference():
+    random = torch.Generator().manual_seed(0)
+    frames = torch.rand(40, 3, 128, 128, generator=random)
+    corner = torch.randint(0, 400, (40, 2), generator=random)
+    boxes = torch.cat([corner, corner + torch.randint(1, 112, (40, 2), generator=random)], 1)
+    boxes[0] = torch.tensor([0, 0, 512, 512])
+    assert torch.allclose(train.crop_squares(frames, boxes, 96), crop_faces(frames, boxes, 96), atol=1e-4)
+
+
+def test_a_take_shows_two_people_and_the_right_answers(pool):
+    take, picture = torch.zeros(train.PICTURES, dtype=torch.long), torch.arange(train.PICTURES)
+    keypoints = transform_keypoints(pool.true_heads(take, picture))
+    answers, portrait = keypoints[train.ANSWERS], keypoints[0]
+    assert (pool.poses[:, 0, 5:6] == pool.poses[:, train.ANSWERS, 5]).all()  # the portrait's scale is kept
+    assert not torch.equal(answers[-1], portrait)
+    assert draw_keypoint_map(keypoints, 128, 128).flatten(3).sum(3).gt(0).all()
+    assert (pool.pictures[0, 0] != pool.pictures[0, 1]).any()
+
+
+def test_the_important_places_are_eyes_and_mouth(pool):
+    heads = pool.true_heads(torch.tensor([0]), torch.tensor([0]))
+    weights = train.importance(heads, 64)[0, 0]
+    x, y = ((transform_keypoints(heads)[0, 3, :2] + 1) * 32).long().tolist()
+    assert weights[y, x] > 3 and weights[0, 0] < 1.05
+
+
+def test_folding_the_scale_of_latents_keeps_the_pictures():
+    vae = train.build()["vae"].eval()
+    pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        means = vae.encode(pixels).latent_dist.mean
+        before = vae.decode(means).sample
+        train.fold_latent_scale(vae, means)
+        latents = vae.encode(pixels).latent_dist.mean
+        after = vae.decode(latents).sample
+    assert torch.allclose(before, after, atol=1e-3)
+    scaled = latents * train.LATENT_SCALE
+    assert torch.allclose(scaled.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
+    assert torch.allclose(scaled.std((0, 2, 3)), torch.ones(4), atol=1e-2)
+
+
+@pytest.mark.parametrize(("stage", "value"), [("motion", "points"), ("denoising", "loss")])
+def test_it_learns(begin, stage: str, value: str):
+    run = begin(only(stage, 400))
+    pool = run.load(DrawnHere().pool(0))
+    losses = [float(run.train_step(pool)[value]) for _ in range(14)]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+
+
+@pytest.mark.parametrize("stage", ["denoising", "streaming"])
+def test_all_but_what_the_model_does_not_use_has_a_gradient(begin, stage: str):
+    """One image embedding needs no queries and keys, and nothing follows the last reference features."""
+    run = begin(only(stage, 400))
+    if stage == "denoising":
+        run.networks["denoising_unet"].conv_out.weight.data.normal_(std=0.1)
+    pool = run.load(DrawnHere().pool(0))
+    for _ in range(2):  # branches that begin as nothing pass gradients on from the second step
+        run.train_step(pool)
+    last = "up_blocks.1.attentions.1"
+    unused = [
+        f"{name}.{key}"
+        for name in run.now.networks
+        for key, parameter in run.networks[name].named_parameters()
+        if parameter.grad is None
+        and not any(part in key for part in (".attn2.to_q", ".attn2.to_k", "transformer_blocks.0.norm2"))
+    ]
+    kept = (f"reference_unet.{last}.norm", f"reference_unet.{last}.proj_in")
+    assert [key for key in unused if not key.startswith(f"reference_unet.{last}") or key.startswith(kept)] == []
+
+
+def test_it_goes_on_exactly_where_it_was(begin):
+    plan, drawing = only("denoising", 4), DrawnHere()
+    whole = begin(plan, "whole")
+    whole.train(drawing, lambda: False, lambda text: None)
+
+    first = begin(plan, "parts")
+    first.train(drawing, steps(2), lambda text: None)
+    assert first.step == 2
+    second = begin(plan, "parts")
+    for network in second.networks.values():
+        for parameter in network.parameters():
+            parameter.data.zero_()
+    second.resume()
+    second.train(drawing, lambda: False, lambda text: None)
+
+    assert whole.is_done and second.is_done
+    for name, network in whole.networks.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, second.networks[name].state_dict()[key]), f"{name}.{key}"
+
+
+def test_what_it_writes_is_a_set_of_weights(tmp_path: Path):
+    pytest.importorskip("diffusers", reason="the standalone pipeline needs diffusers")
+    train.export(train.build(), tmp_path)
+    weights = find_weights(tmp_path)
+    assert weights.config == train.CONFIG
+    pipeline = Pipeline.load(weights, "cpu")
+    assert pipeline.decode(torch.zeros(1, 4, 2, 16, 16)).shape == (2, train.SIZE, train.SIZE, 3)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 12e6
