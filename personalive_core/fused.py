@@ -124,12 +124,24 @@ def join(own: Tensor, shared: Tensor) -> Tensor:
     return torch.cat([own, shared.expand(len(own), -1, -1)], 1)
 
 
-def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """x (N, C, H, W) -> (N, C, *size), the nearest pixel; the size is twice that of x, or one less."""
+def upsample_conv2d(conv: nn.Conv2d, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """x (N, C, H, W) -> the 3x3 convolution of x enlarged to `size`, twice its own or one less, by nearest pixel.
+
+    Each output pixel sees only 2x2 different input pixels, so the fast way sums the weights that meet the same one:
+    four 2x2 convolutions, one for each corner of a doubled pixel, with 4/9 of the work.
+    """
     fast = _kernels_for(x)
-    if fast and size == (2 * x.shape[-2], 2 * x.shape[-1]):
-        return fast.upsample(x)
-    return F.interpolate(x, size=size, mode="nearest")
+    if fast and _is_ready(conv, x) and size == (2 * x.shape[-2], 2 * x.shape[-1]):
+        corners = _corners(_corners(conv.weight.float(), -1), -2).flatten(0, 2).to(x.dtype)
+        y = F.conv2d(x, corners.contiguous(memory_format=torch.channels_last), padding=1)
+        return fast.interleave(y, conv.bias)
+    return conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def _corners(weight: Tensor, dim: int) -> Tensor:
+    """A kernel's three weights along `dim` (-1 or -2) -> (2, ...): two for each half of a doubled pixel."""
+    first, middle, last = weight.unbind(dim)
+    return torch.stack([torch.stack([first, middle + last], dim), torch.stack([first + middle, last], dim)])
 
 
 def temporal_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int, attention: Attention) -> Tensor:

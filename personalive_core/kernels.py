@@ -41,7 +41,7 @@ def _group_affine(
     HAS_ROW: tl.constexpr, HAS_SHIFT: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """From the sums to what the norm multiplies each channel of each picture by, and adds."""
-    n, group, groups = tl.program_id(1).to(tl.int64), tl.program_id(0), tl.num_programs(0)
+    n, group = tl.program_id(1).to(tl.int64), tl.program_id(0)
     i = tl.arange(0, PADDED)
     channel = group * WIDTH + i
     inside = i < WIDTH
@@ -210,56 +210,56 @@ def geglu(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def _join(own, shared, out, tokens, more, width, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
+def _join(own, shared, out, tokens, more, width, stride, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
     n = tl.program_id(2).to(tl.int64)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)[:, None]
     i = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)[None, :]
     mine = (token < tokens) & (i < width)
     theirs = (token >= tokens) & (token < tokens + more) & (i < width)
-    x = tl.load(own + (n * tokens + token) * width + i, mask=mine, other=0)
+    x = tl.load(own + (n * tokens + token) * stride + i, mask=mine, other=0)
     x += tl.load(shared + (token - tokens) * width + i, mask=theirs, other=0)
     tl.store(out + (n * (tokens + more) + token) * width + i, x, mask=mine | theirs)
 
 
 def join(own: Tensor, shared: Tensor) -> Tensor:
     batch, tokens, width = own.shape
-    own, more = own.contiguous(), shared.shape[1]
+    more = shared.shape[1]
     out = own.new_empty((batch, tokens + more, width))
     _join[triton.cdiv(width, CHANNELS), triton.cdiv(tokens + more, ROWS), batch](
-        own, shared, out, tokens, more, width, TOKENS=ROWS, WIDTH=CHANNELS
+        own, shared.contiguous(), out, tokens, more, width, own.stride(1), TOKENS=ROWS, WIDTH=CHANNELS
     )
     return out
 
 
 @triton.jit
-def _upsample(x, out, height, width, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+def _interleave(x, row, out, height, width, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     n = tl.program_id(2).to(tl.int64)
     pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)[:, None]
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    mask = (pixel < height * width) & (channel < channels)
-    y, x_ = pixel // width, pixel % width
-    value = tl.load(x + (n * height * width + pixel) * channels + channel, mask=mask, other=0)
-    corner = out + ((n * 2 * height + 2 * y) * 2 * width + 2 * x_) * channels + channel
-    tl.store(corner, value, mask=mask)
-    tl.store(corner + channels, value, mask=mask)
-    tl.store(corner + 2 * width * channels, value, mask=mask)
-    tl.store(corner + (2 * width + 1) * channels, value, mask=mask)
+    mask = (pixel < 4 * height * width) & (channel < channels)
+    i, j = pixel // (2 * width), pixel % (2 * width)
+    source = (n * (height + 1) + i // 2 + i % 2) * (width + 1) + j // 2 + j % 2
+    value = tl.load(x + (source * 4 + i % 2 * 2 + j % 2) * channels + channel, mask=mask, other=0).to(tl.float32)
+    value += tl.load(row + channel, mask=channel < channels, other=0).to(tl.float32)
+    place = (n * 4 * height * width + pixel) * channels + channel
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
 
 
-def upsample(x: Tensor) -> Tensor:
+def interleave(x: Tensor, row: Tensor) -> Tensor:
     n, channels, height, width = x.shape
+    channels, height, width = channels // 4, height - 1, width - 1
     x = x.contiguous(memory_format=torch.channels_last)
     shape = (n, channels, 2 * height, 2 * width)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    _upsample[triton.cdiv(channels, CHANNELS), triton.cdiv(height * width, ROWS), n](
-        x, out, height, width, channels, PIXELS=ROWS, CHANNELS=CHANNELS
+    _interleave[triton.cdiv(channels, CHANNELS), triton.cdiv(4 * height * width, ROWS), n](
+        x, row, out, height, width, channels, PIXELS=ROWS, CHANNELS=CHANNELS
     )
     return out
 
 
 @triton.jit
 def _temporal_attention(
-    q, k, v, out, pixels, width, scale,
+    q, k, v, out, pixels, width, stride, scale,
     FRAMES: tl.constexpr, PIXELS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """A few pixels' frames at once as one small attention, in which a pixel sees itself alone."""
@@ -267,7 +267,7 @@ def _temporal_attention(
     pixel = tl.program_id(1) * PIXELS + row // FRAMES
     i = tl.arange(0, PADDED)
     token = (tl.program_id(2).to(tl.int64) * FRAMES + row % FRAMES) * pixels + pixel
-    place = token[:, None] * width + tl.program_id(0) * HEAD + i[None, :]
+    place = token[:, None] * stride + tl.program_id(0) * HEAD + i[None, :]
     mask = (pixel < pixels)[:, None] & (i < HEAD)[None, :]
     queries = tl.load(q + place, mask=mask, other=0)
     keys = tl.load(k + place, mask=mask, other=0)
@@ -276,6 +276,7 @@ def _temporal_attention(
     scores = tl.where((row // FRAMES)[:, None] == (row // FRAMES)[None, :], scores, float("-inf"))
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     result = tl.dot(weights.to(values.dtype), values, input_precision="ieee") / tl.sum(weights, 1)[:, None]
+    place = token[:, None] * width + tl.program_id(0) * HEAD + i[None, :]
     tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
 
 
@@ -284,11 +285,10 @@ LOG2_E = 1.4426950408889634
 
 def temporal_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int) -> Tensor:
     batch, pixels, width = q.shape
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    head, out = width // heads, torch.empty_like(q)
+    head, out = width // heads, q.new_empty(q.shape)
     together = max(1, 64 // frames)
     _temporal_attention[heads, triton.cdiv(pixels, together), batch // frames](
-        q, k, v, out, pixels, width, head**-0.5 * LOG2_E,
+        q, k, v, out, pixels, width, q.stride(1), head**-0.5 * LOG2_E,
         FRAMES=frames, PIXELS=together, HEAD=head, PADDED=max(16, triton.next_power_of_2(head)),
     )  # fmt: skip
     return out

@@ -55,8 +55,49 @@ def merge_heads(x: Tensor) -> Tensor:
     return rearrange(x, "b h t d -> b t (h d)")
 
 
+class SelfAttention(nn.Module):
+    """Queries, keys and values from one product. Its state dict holds to_q, to_k and to_v apart, as checkpoints do."""
+
+    PARTS = ("to_q.weight", "to_k.weight", "to_v.weight")
+
+    def __init__(self, width: int, heads: int, *, operations, attention: Attention, **kwargs):
+        super().__init__()
+        self.heads, self.attention = heads, attention
+        self.to_qkv = operations.Linear(width, 3 * width, bias=False, **kwargs)
+        self.to_out = nn.ModuleList([operations.Linear(width, width, **kwargs)])
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """context (B, T, width) -> keys and values, each (B, T, width)."""
+        _, k, v = self.to_qkv(context).chunk(3, dim=-1)
+        return k, v
+
+    def forward(self, x: Tensor, more: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x (B, T, width) -> the same shape.
+
+        `more` are keys and values (1, R, width) that every batch entry sees after its own.
+        """
+        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
+        if more is not None:
+            k, v = fused.join(k, more[0]), fused.join(v, more[1])
+        q, k, v = (split_heads(y, self.heads) for y in (q, k, v))
+        return self.to_out[0](merge_heads(self.attention(q, k, v)))
+
+    def state_dict(self, *args, **kwargs):
+        state_dict = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        joined = state_dict.pop(f"{prefix}to_qkv.weight")
+        state_dict.update(zip((prefix + part for part in self.PARTS), joined.chunk(3), strict=True))
+        return state_dict
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        parts = [state_dict.pop(prefix + part) for part in self.PARTS if prefix + part in state_dict]
+        if len(parts) == len(self.PARTS):
+            state_dict[f"{prefix}to_qkv.weight"] = torch.cat(parts)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 class CrossAttention(nn.Module):
-    """Queries from one sequence, keys and values from another (or the same)."""
+    """Queries from the pixels, keys and values from something else."""
 
     def __init__(self, width: int, context_width: int, heads: int, *, operations, attention: Attention, **kwargs):
         super().__init__()
@@ -66,20 +107,10 @@ class CrossAttention(nn.Module):
         self.to_v = operations.Linear(context_width, width, bias=False, **kwargs)
         self.to_out = nn.ModuleList([operations.Linear(width, width, **kwargs)])
 
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """context (B, T, context width) -> keys and values, each (B, T, width)."""
-        return self.to_k(context), self.to_v(context)
-
-    def forward(self, x: Tensor, context: Tensor, more: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """x (B, T, width), context (B, S, context width) -> (B, T, width).
-
-        `more` are keys and values (1, R, width) that every batch entry sees after its own.
-        """
-        k, v = self.keys_values(context)
-        if more is not None:
-            k, v = fused.join(k, more[0]), fused.join(v, more[1])
-        q, k, v = (split_heads(y, self.heads) for y in (self.to_q(x), k, v))
-        return self.to_out[0](merge_heads(self.attention(q, k, v)))
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, T, width), context (B, S, context width) -> (B, T, width)."""
+        k, v = self.to_k(context), self.to_v(context)
+        return self.to_out[0](fused.few_keys_attention(self.to_q(x), k, v, self.heads, self.attention))
 
     def single_token(self, context: Tensor) -> Tensor:
         """context (B, 1, context width) -> (B, 1, width): the result for any query, as softmax over one key is 1."""
@@ -157,7 +188,9 @@ class ResidualBlock(nn.Module):
         h, bias = fused.conv2d(self.conv1, self.norm1(x, silu=True))
         shift = None if time is None else self.time_emb_proj(time)
         h, bias = fused.conv2d(self.conv2, self.norm2(h, silu=True, row=bias, shift=shift))
-        return fused.add(self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x, h, bias)
+        if hasattr(self, "conv_shortcut"):
+            x = self.conv_shortcut(x)
+        return fused.add(x, h, bias)
 
 
 class Downsample(nn.Module):
@@ -176,4 +209,4 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """To `size` (height, width): twice the input's, or one less where the way down rounded up."""
-        return self.conv(fused.upsample(x, size))
+        return fused.upsample_conv2d(self.conv, x, size)

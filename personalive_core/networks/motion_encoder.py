@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..attention import Attention, pytorch_attention
 from ..config import MotionEncoderConfig
-from .blocks import CrossAttention, FeedForward, GroupNorm, LayerNorm
+from .blocks import FeedForward, GroupNorm, LayerNorm, SelfAttention
 
 
 def _sin_cos(count: int, width: int) -> Tensor:
@@ -102,7 +102,7 @@ class PatchEmbedding(nn.Module):
 class TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int, *, operations, attention: Attention, **kwargs):
         super().__init__()
-        attend = CrossAttention(width, width, heads, operations=operations, attention=attention, **kwargs)
+        attend = SelfAttention(width, heads, operations=operations, attention=attention, **kwargs)
         self.attention_blocks = nn.ModuleList([attend])
         self.norms = nn.ModuleList([LayerNorm(width, **kwargs)])
         self.ff = FeedForward(width, operations=operations, **kwargs)
@@ -111,7 +111,7 @@ class TransformerBlock(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """h (B, tokens, width) -> the same shape."""
         _, x = self.norms[0](h)
-        h, x = self.ff_norm(h, self.attention_blocks[0](x, x))
+        h, x = self.ff_norm(h, self.attention_blocks[0](x))
         return h + self.ff(x)
 
 

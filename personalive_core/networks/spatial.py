@@ -13,6 +13,7 @@ from .blocks import (
     GroupNorm,
     LayerNorm,
     ResidualBlock,
+    SelfAttention,
     TimeEmbedding,
     Upsample,
 )
@@ -28,7 +29,7 @@ class SpatialBlock(nn.Module):
         super().__init__()
         shared = dict(operations=operations, attention=attention, **kwargs)
         self.norm1 = LayerNorm(width, **kwargs)
-        self.attn1 = CrossAttention(width, width, config.heads, **shared)
+        self.attn1 = SelfAttention(width, config.heads, **shared)
         self.norm2 = LayerNorm(width, **kwargs)
         self.attn2 = CrossAttention(width, config.image_embeds_width, config.heads, **shared)
         self.norm3 = LayerNorm(width, **kwargs)
@@ -37,7 +38,7 @@ class SpatialBlock(nn.Module):
     def forward(self, h: Tensor, cross: Tensor, reference: KeysValues | None = None) -> Tensor:
         """h (N, tokens, width); `cross` (1, 1, width) is what `attn2` gives every query, computed beforehand."""
         _, x = self.norm1(h)
-        h, x = self.norm3(h, self.attn1(x, x, reference), row=cross)
+        h, x = self.norm3(h, self.attn1(x, reference), row=cross)
         return h + self.ff(x)
 
 

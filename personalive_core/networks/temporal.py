@@ -6,24 +6,15 @@ from torch import Tensor, nn
 from .. import fused
 from ..attention import Attention
 from ..config import UNetConfig
-from .blocks import CrossAttention, FeedForward, GroupNorm, LayerNorm, frame_positions
+from .blocks import CrossAttention, FeedForward, GroupNorm, LayerNorm, SelfAttention, frame_positions
 
 
-class MotionAttention(CrossAttention):
-    """From the pixels of a frame to its few motion tokens."""
-
-    def forward(self, x: Tensor, motion_tokens: Tensor) -> Tensor:
-        """x (N, pixels, width), motion tokens (N, 32, 16) -> (N, pixels, width)."""
-        k, v = self.to_k(motion_tokens), self.to_v(motion_tokens)
-        return self.to_out[0](fused.few_keys_attention(self.to_q(x), k, v, self.heads, self.attention))
-
-
-class TemporalAttention(CrossAttention):
+class TemporalAttention(SelfAttention):
     """Self-attention across the frames at each pixel."""
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x (batch x frames, pixels, width) -> the same shape."""
-        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        q, k, v = self.to_qkv(x).chunk(3, dim=-1)
         return self.to_out[0](fused.temporal_attention(q, k, v, frames, self.heads, self.attention))
 
 
@@ -70,7 +61,7 @@ class MotionModule(nn.Module):
     def __init__(self, channels: int, config: UNetConfig, *, attention: Attention, **kwargs):
         super().__init__()
         blocks = [
-            MotionAttention(channels, config.motion_token_width, config.heads, attention=attention, **kwargs)
+            CrossAttention(channels, config.motion_token_width, config.heads, attention=attention, **kwargs)
             for _ in range(2)
         ]
         self.temporal_transformer = ModuleTransformer(channels, config.norm_groups, blocks, **kwargs)
@@ -85,7 +76,7 @@ class TemporalModule(nn.Module):
 
     def __init__(self, channels: int, config: UNetConfig, *, attention: Attention, **kwargs):
         super().__init__()
-        blocks = [TemporalAttention(channels, channels, config.heads, attention=attention, **kwargs) for _ in range(2)]
+        blocks = [TemporalAttention(channels, config.heads, attention=attention, **kwargs) for _ in range(2)]
         self.temporal_transformer = ModuleTransformer(channels, config.norm_groups, blocks, **kwargs)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
