@@ -123,12 +123,12 @@ def find_fixed_square(
     side = float(max(right - left, bottom - top))
     # All of the way that the face takes, and around it the margin that goes with the face's own size.
     whole = Box(float(left + right - side) / 2, float(top + bottom - side) / 2, side, side)
-    return _square_around(whole, *size, margin * face / side, shift * face / side)
+    return Crop.around(whole, *size, margin * face / side, shift * face / side)
 
 
 def _square_around(face: Box, width: int, height: int, margin: float, shift: float) -> Crop:
     """Not moved inwards as a portrait's: the head must not seem to move where the square comes to the edge."""
-    side = min(max(face.side * (1 + 2 * margin), 8), 2 * max(width, height))
+    side = min(face.side * (1 + 2 * margin), width, height)
     x, y = (min(max(c, 0), length) for c, length in zip(face.centre, (width, height), strict=True))
     return Crop(x - side / 2, y + shift * face.side - side / 2, side, width, height)
 

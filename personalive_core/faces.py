@@ -137,10 +137,13 @@ class HaarCascade:
 
     def __call__(self, picture: np.ndarray, smallest: float) -> list[Box]:
         grey = Image.fromarray(picture).convert("L")
+        width, height = grey.size
         scale = max(1.0, smallest / min(self.width, self.height))
+        coarse = max(1, int(scale / 2))  # a quick first step, for every size is made from the same picture
+        grey, box = grey.reduce(coarse), (0, 0, width / coarse, height / coarse)
         found = [np.zeros((0, 4))]
-        while min(grey.width / scale - self.width, grey.height / scale - self.height) >= 1:
-            small = grey.resize((round(grey.width / scale), round(grey.height / scale)), Image.Resampling.BILINEAR)
+        while min(width / scale - self.width, height / scale - self.height) >= 1:
+            small = grey.resize((round(width / scale), round(height / scale)), Image.Resampling.BILINEAR, box)
             x, y = self._passed(np.asarray(small, np.float64))
             found.append(np.stack([x, y, np.full_like(x, self.width), np.full_like(x, self.height)], 1) * scale)
             scale *= self.STEP
