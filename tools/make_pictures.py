@@ -21,6 +21,7 @@ import numpy as np
 from make_workflows import (
     DETECTOR,
     LEFT,
+    MOTION,
     RIGHT,
     ROOT,
     SURPRISED,
@@ -47,6 +48,7 @@ FILES = (  # names alone count
     "models/vae/diffusion_pytorch_model.safetensors",
     "models/clip_vision/pytorch_model.bin",
     f"models/personalive/detectors/{DETECTOR}",
+    f"input/{MOTION}",
 )
 FRAMES, RATE = 48, Fraction(24)
 FACE = 512  # pixels on a side

@@ -30,6 +30,7 @@ TEMPLATES = ROOT / "workflows"
 PROMPTS = ROOT / "tests" / "host" / "workflows"
 HUB = "https://huggingface.co"
 CASCADES = "https://raw.githubusercontent.com/opencv/opencv/4.x/data/haarcascades"
+MOTION = "performance.motion.safetensors"
 DETECTOR = "haarcascade_frontalface_alt2.xml"
 
 FILES = f"""
@@ -125,6 +126,24 @@ connect that to *audio* of the last *Paste Back*.
 {DETECTOR_NOTE}"""
 
 
+REUSE_NOTE = """\
+# Reuse motion
+
+One performance, two portraits, and no driving video.
+
+1. Save a motion first: in *Animate a portrait with a video* add the node **Save Motion**, connect it to *motion* of
+*Extract Motion*, and press **Run**. The file is in *output/motion*.
+2. Come back here, press **R**, and choose it in **Load Motion**.
+3. **Portrait** and **Second portrait**: pictures of one person each, head and shoulders.
+4. Press **Run**. Two videos come out, moving alike.
+
+*Adjust Motion* hands the motion to the second portrait. Its strengths say how much of it that one takes: *expression*
+0.5 is half, 1.5 half as much again. For a third portrait copy the second row.
+
+A saved motion has no sound. Connect *Load Audio* to *audio* of *Assemble Video* if you have it.
+"""
+
+
 def node(class_type: str, title: str | None = None, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs} | ({"_meta": {"title": title}} if title else {})
 
@@ -209,6 +228,22 @@ def two_people() -> dict:
     return nodes | {"save": node("SaveVideo", video=["back_2", 0], filename_prefix="video/PersonaLive")}
 
 
+def reuse() -> dict:
+    """`video` from a saved motion, and once more for a second portrait."""
+    first = video()
+    del first["driving"], first["assemble"]["inputs"]["audio"]
+    first["motion"] = node("PersonaLiveLoadMotion", reference=["reference", 0], file=MOTION)
+    own = ("portrait", "reference", "motion", "sample", "assemble", "save")
+    second = {}
+    for name in own:
+        item = first[name]
+        inputs = {k: [v[0] + "_2", v[1]] if _links_to(v, {*own}) else v for k, v in item["inputs"].items()}
+        second[name + "_2"] = {**item, "inputs": inputs}
+    second["portrait_2"] = node("LoadImage", "Second portrait", image="expression.png")
+    second["motion_2"] = node("PersonaLiveAdjustMotion", motion=["motion", 0], reference=["reference_2", 0])
+    return first | second
+
+
 def portrait(**pose: float) -> Image.Image:
     return Image.fromarray(draw_face(hair="#5a3825", shirt="#3f6f8f", **pose))
 
@@ -251,6 +286,11 @@ WORKFLOWS = {
         [[photo({}), driver(**LEFT)], [photo(LEFT), portrait(**LEFT)]],
     ),
     "Two people": (two_people(), TWO_NOTE, [[driver(**LEFT), portrait(**SURPRISED)], [photo(LEFT, SURPRISED)]]),
+    "Reuse motion": (
+        reuse(),
+        REUSE_NOTE,
+        [[portrait(**LEFT), portrait(**SURPRISED)], [driver(**LEFT), driver(**SURPRISED)]],
+    ),
 }
 
 THUMBNAIL = 512  # pixels on a side
@@ -286,7 +326,12 @@ CROP_PLACES = {
     "save": (1940, 360, 500),
 }
 SECOND = 1700  # how much lower the second person stands
+LOWER = 1100  # how much lower the second portrait stands
+REUSE_PLACES = {"motion": (740, 460, 0)}
 OWN_PLACES = {  # where a template differs
+    "Reuse motion": REUSE_PLACES
+    | {f"{k}_2": (x, y + LOWER, h) for k, (x, y, h) in (PLACES | REUSE_PLACES).items()}
+    | {"motion_2": (740, LOWER + 240, 0)},
     "Crop, animate, paste back": CROP_PLACES,
     "Two people": CROP_PLACES
     | {f"{k}_2": (x, y + SECOND, h) for k, (x, y, h) in (PLACES | CROP_PLACES).items()}
@@ -294,6 +339,11 @@ OWN_PLACES = {  # where a template differs
     | {"crop_2": (400, SECOND - 640, 0), "preview_2": (740, SECOND - 640, 420), "save": (2340, SECOND, 500)},
 }
 OWN_GROUPS = {
+    "Reuse motion": {
+        "Load the models": ("model", "vae", "clip_vision"),
+        "Portrait": ("portrait", "reference", "motion", "sample", "assemble", "save"),
+        "Second portrait": ("portrait_2", "reference_2", "motion_2", "sample_2", "assemble_2", "save_2"),
+    },
     "Crop, animate, paste back": {
         "Load the models": ("model", "vae", "clip_vision"),
         "Crop": ("portrait", "crop", "preview"),

@@ -5,9 +5,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from personalive_core.adjust import Performance
 from personalive_core.demo import draw_face
+from personalive_core.keypoints import HeadPose
+from personalive_core.motion import Motion
+from personalive_core.motion_file import save_motion
+from personalive_core.seeded import normal
 from personalive_core.video import VideoReader, VideoWriter
 
 RATE = Fraction(30000, 1001)
@@ -18,13 +24,14 @@ FACES = (40, 60, 176), (361, 60, 220)  # left, top, side of the drawn portraits 
 
 def write_inputs(folder: Path) -> None:
     """portrait.png and smile.png, SIZE x SIZE; driving.mp4, FRAMES of 160 x 128 with a tone, at RATE; group.png, two
-    people of FACES in 641 x 400."""
+    people of FACES in 641 x 400; performance.motion.safetensors, FRAMES of made-up motion."""
     _face().save(folder / "portrait.png")
     _face(yaw=0.4, mouth=1.0).save(folder / "smile.png")
     group = Image.new("RGB", (641, 400), "#cfd8dc")
     for left, top, side in FACES:
         group.paste(_face(yaw=0.2).resize((side, side), Image.Resampling.LANCZOS), (left, top))
     group.save(folder / "group.png")
+    save_motion(Performance(_motion(), RATE, "driving.mp4"), folder / "performance.motion.safetensors")
     with wave.open(str(folder / "tone.wav"), "wb") as sound:
         sound.setparams((1, 2, 48000, 0, "NONE", ""))
         sound.writeframes((np.sin(np.arange(48000) / 10) * 12000).astype("<i2").tobytes())
@@ -38,6 +45,16 @@ def write_inputs(folder: Path) -> None:
 
 def _face(**pose: float) -> Image.Image:
     return Image.fromarray(draw_face(**pose)).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+
+
+def _motion() -> Motion:
+    pose = HeadPose(
+        angles=20 * normal("angles", FRAMES, 3),
+        translation=normal("translation", FRAMES, 3) / 10,
+        scale=torch.ones(FRAMES, 1),
+        keypoints=normal("keypoints", FRAMES, 21, 3) / 4,
+    )
+    return Motion(pose, normal("tokens", FRAMES, 32, 16) / 4, torch.zeros(FRAMES, 4, dtype=torch.long))
 
 
 def read_frames(path: Path) -> np.ndarray:

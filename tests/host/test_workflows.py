@@ -27,6 +27,7 @@ CHANGED = {  # of the defaults
     "Long video": {"count"},
     "Crop, animate, paste back": {"detector", "quality"},
     "Two people": {"detector", "quality", "face", "number"},
+    "Reuse motion": {"file"},
 }
 NATIVE = {"Crop, animate, paste back": (400, 640), "Two people": (400, 640)}  # height and width of what they show whole
 
@@ -129,11 +130,13 @@ def test_runs(host, name):
         if item["class_type"] == "LoadImage":
             item["inputs"]["image"] = TEST_PICTURES.get(item["inputs"]["image"], item["inputs"]["image"])
     run = succeed(host, prompt)
-    (number,) = (number for number, item in prompt.items() if item["class_type"] in ("SaveVideo", "SaveImage"))
-    file = saved(host, run, number)
-    if prompt[number]["class_type"] == "SaveImage":
-        assert Image.open(file).size == (SIZE, SIZE)
-        return
-    assert read_frames(file).shape == (FRAMES, *NATIVE.get(name, (SIZE, SIZE)), 3)
-    with av.open(str(file)) as container:
-        assert container.streams.audio
+    results = [number for number, item in prompt.items() if item["class_type"] in ("SaveVideo", "SaveImage")]
+    assert len(results) == (2 if name == "Reuse motion" else 1)
+    for number in results:
+        file = saved(host, run, number)
+        if prompt[number]["class_type"] == "SaveImage":
+            assert Image.open(file).size == (SIZE, SIZE)
+            continue
+        assert read_frames(file).shape == (FRAMES, *NATIVE.get(name, (SIZE, SIZE)), 3)
+        with av.open(str(file)) as container:
+            assert bool(container.streams.audio) == (name != "Reuse motion")
