@@ -15,7 +15,7 @@ from .errors import InputError
 from .faces import Box, choose_face, find_faces, load_detector
 from .networks.motion_extractor import MotionExtractor
 from .pictures import fit_picture, read_picture
-from .portrait import FEATHER, MARGIN, SHIFT, Crop, PasteBack, draw_crop, find_by_keypoints
+from .portrait import FEATHER, MARGIN, SHIFT, Crop, PasteBack, draw_crop, find_by_keypoints, refine_face
 
 
 def add_crop_options(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,7 @@ def add_crop_options(parser: argparse.ArgumentParser) -> None:
         "--detector", type=Path, metavar="FILE", help="YuNet (.onnx) or Haar cascade (.xml); else keypoints find faces"
     )
     group.add_argument("--face", default="largest", help="of several: largest, centre, or a number from 0 at the left")
+    group.add_argument("--refine", action="store_true", help="let the model's keypoints move the detector's box")
     group.add_argument("--margin", type=float, default=MARGIN, help=f"around the face, in its sizes (default {MARGIN})")
     group.add_argument("--shift", type=float, default=SHIFT, help=f"downwards, in face sizes (default {SHIFT})")
     group.add_argument("--crop-preview", type=Path, metavar="FILE", help="draw what was cropped into a picture")
@@ -87,6 +88,8 @@ class CropOptions:
             if self._detector:
                 faces = find_faces(self._detector, picture)
                 face = choose_face(faces, options.face, width, height)
+                if options.refine:
+                    face = refine_face(extractor, picture, face, device)
             else:
                 face = find_by_keypoints(extractor, picture, device)
             self._crop = Crop.around(face, width, height, options.margin, options.shift)

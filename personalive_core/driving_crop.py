@@ -17,7 +17,7 @@ SIZE = 512  # pixels of the cropped frames, as the model was trained
 
 # Of each frame's difference to what was expected, the part that position and speed take. The speed's part is the one
 # that follows an even movement without lag and without more overshoot than needed (Benedict and Bordner 1962).
-GAIN = np.array([0.3, 0.3, 0.2])  # of x, y and size; heads change their size slowly, and detectors tell it worst
+GAIN = np.array([0.3, 0.3, 0.25])  # of x, y and size; heads change their size slowly, and detectors tell it worst
 SPEED_GAIN = GAIN**2 / (2 - GAIN)
 SPEED_KEPT = 0.8  # a frame, while no face is found: the square comes to rest
 NOT_SMALLER = 0.6  # than this part of its size before is the face when it is looked for around its place

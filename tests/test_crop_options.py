@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from haar import write_cascade
+from personalive_core import crop_options
+from personalive_core.faces import Box
 from personalive_core.portrait import Crop, PasteBack
 from personalive_core.video import VideoWriter
 from test_cli import RATE, animate, frames_of, portrait, weights, write_clip  # noqa: F401
@@ -53,8 +55,7 @@ def test_pasted_back_at_native_size(weights, group, tmp_path):  # noqa: F811
         assert np.abs(frame.astype(int) - expected).mean() < 2
 
 
-@pytest.mark.parametrize("mode", [[], ["smoothed"], ["fixed"], ["per-frame"]])
-@pytest.mark.parametrize("detected", [True, False])
+@pytest.mark.parametrize("mode, detected", [([], True), (["fixed"], True), (["per-frame"], True), ([], False)])
 def test_the_driving_video_is_cropped(weights, portrait, detector, tmp_path, mode, detected):  # noqa: F811
     driving = tmp_path / "driving.mp4"
     with VideoWriter(driving, 640, 400, RATE) as video:
@@ -66,6 +67,23 @@ def test_the_driving_video_is_cropped(weights, portrait, detector, tmp_path, mod
     whole, cropped = (frames_of(tmp_path / f"{name}.mp4") for name in ("whole", "cropped"))
     assert len(cropped) == 3
     assert not np.array_equal(whole, cropped)
+
+
+def test_keypoints_refine_the_detectors_box(weights, group, detector, tmp_path, monkeypatch):  # noqa: F811
+    """The untrained keypoints show nothing, so what they say is put in their place."""
+    asked = []
+
+    def refine(extractor, picture, face, device):
+        asked.append(face)
+        return Box(100, 100, 100, 100)
+
+    monkeypatch.setattr(crop_options, "refine_face", refine)
+    preview = tmp_path / "preview.png"
+    options = ["--crop", "--detector", detector, "--refine", "--shift", "0", "--crop-preview", str(preview)]
+    assert animate(weights, group, group, tmp_path / "out.mp4", *options) == 0
+    assert len(asked) == 1
+    rows, columns = np.nonzero((np.asarray(Image.open(preview)) == (255, 255, 0)).all(-1))
+    assert (columns.min(), rows.min(), columns.max(), rows.max()) == (50, 50, 249, 249)
 
 
 def test_cropping_by_keypoints_alone(weights, group, tmp_path):  # noqa: F811
