@@ -73,7 +73,7 @@ from personalive_core.networks.motion_encoder import MotionEncoder, token_positi
 from personalive_core.networks.motion_extractor import GlobalResponseNorm, LayerNorm, MotionExtractor
 from personalive_core.networks.pose_guider import PoseGuider
 from personalive_core.networks.reference_unet import ReferenceUNet
-from personalive_core.schedule import Schedule
+from personalive_core.schedule import Schedule, alphas_cumprod
 from personalive_core.standalone import Pipeline, clip_pixels
 from personalive_core.weights import SIZES_FILE, find_weights
 
@@ -148,7 +148,7 @@ class Plan:
             pools=6,
             half=False,
         ),
-        Stage("denoising", GENERATOR, steps=14000, batch=32, rate=1.5e-3, pools=32),
+        Stage("denoising", GENERATOR, steps=12000, batch=32, rate=1.5e-3, pools=28),
         Stage("streaming", GENERATOR, steps=1500, batch=16, rate=4e-4, pools=12),
     )
     takes: int = 1024  # drawn at a time, then used until the next are drawn
@@ -715,7 +715,7 @@ class Run:
         loss is w (k e)^2 / k^2, with w = k between bounds: halfway from that of the noise to that of the picture.
         """
         error = (window.weights * (x0 - window.answers) ** 2).mean((0, 1, 3, 4)) / window.weights.mean()  # (16,)
-        alphas = self.schedule._alphas_cumprod[timesteps].to(error)
+        alphas = alphas_cumprod()[timesteps].to(error)
         k = ((1 - alphas) / alphas).sqrt()
         loss = (k.clamp(0.01, 12) / k**2 * error).mean()
         levels = error.detach().unflatten(0, (-1, CHUNK)).mean(1).sqrt()
@@ -965,13 +965,13 @@ def main(arguments: list[str] | None = None, plan: Plan | None = None) -> int:
         if not run.is_done:
             log(f"stopped in {run.now.name} at step {run.step}; start again to go on")
             return 0
-        rows, figures = run.unseen(pairs=6, frames=40)
-        write_png(options.run / "unseen.png", contact_sheet(rows))
-        log(f"unseen, PSNR against the right answer in dB: {json.dumps(figures)}; {run.seconds:.0f} s of training")
         if options.output:
             export(run.networks, options.output)
             size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file())
             log(f"{options.output}: {size / 1e6:.2f} MB")
+        rows, figures = run.unseen(pairs=6, frames=40)
+        write_png(options.run / "unseen.png", contact_sheet(rows))
+        log(f"unseen, PSNR against the right answer in dB: {json.dumps(figures)}; {run.seconds:.0f} s of training")
     return 0
 
 
