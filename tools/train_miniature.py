@@ -69,7 +69,7 @@ from personalive_core.keypoints import (
     transform_keypoints,
 )
 from personalive_core.networks.denoising_unet import Conditioning, DenoisingUNet
-from personalive_core.networks.motion_encoder import MotionEncoder, token_positions
+from personalive_core.networks.motion_encoder import MotionEncoder
 from personalive_core.networks.motion_extractor import GlobalResponseNorm, LayerNorm, MotionExtractor
 from personalive_core.networks.pose_guider import PoseGuider
 from personalive_core.networks.reference_unet import ReferenceUNet
@@ -580,14 +580,16 @@ class Run:
         tokens, loss = self._tokens(crop_squares(pixels, boxes, CONFIG.motion_encoder.image_size))
         expression = self._expression_loss(tokens, pool.poses[take, picture][:, EXPRESSION])
         total = angles / 8 + 10 * points + 10 * shift + 3 * canonical + 5 * expression + loss
-        yield total, {"degrees": angles, "points": points, "shift and scale": shift, "expression": expression}
+        yield (
+            total,
+            {"degrees": angles, "points": points, "shift and scale": shift, "expression": expression, "size": loss},
+        )
 
     def _tokens(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        """Crops (F, 3, side, side) -> motion tokens (F, 32, 16), and a loss that keeps them small."""
-        tokens = self.networks["motion_encoder"](faces)[0].float()
-        config = CONFIG.motion_encoder
-        places = token_positions(config.tokens, config.token_width, tokens.device, tokens.dtype)
-        return tokens, 0.01 * ((tokens - places) ** 2).mean()
+        """Crops (F, 3, side, side) -> motion tokens (F, 32, 16), and a loss that gives them their size: two faces are
+        then about 16 apart, and those that differ much more than 17, the keyframes' threshold."""
+        tokens = self.networks["motion_encoder"](faces)[0]
+        return tokens, 0.2 * (tokens.var(0).mean() - 0.25) ** 2
 
     def _expression_loss(self, tokens: Tensor, truth: Tensor) -> Tensor:
         """Tokens (F, 32, 16), truth (F, 7). The gaze of closed eyes is nobody's to know."""
