@@ -18,7 +18,7 @@ from ..personalive_core.config import CHUNK
 from ..personalive_core.errors import InputError
 from ..personalive_core.held import Hold, describe_held
 from ..personalive_core.keypoints import crop_faces, draw_keypoint_map, transform_keypoints
-from ..personalive_core.motion import Motion, extract_motion
+from ..personalive_core.motion import Motion, MotionRecord, extract_motion
 from ..personalive_core.sheet import BORDER, HELD, ContactSheet
 from . import convert, memory
 from .driving import Driving, open_driving
@@ -150,7 +150,7 @@ def _extract(
     frames = map(cut, frames) if cut else frames
     total = min(filter(None, (count, source.count and source.count - start)), default=0)
     bar = comfy.utils.ProgressBar(max(1, total))
-    motions, faces = [], []
+    record, faces = MotionRecord(), []
     networks = motion = None
     holding = Hold()
     while chunk := list(islice(frames, CHUNK)):
@@ -160,15 +160,15 @@ def _extract(
         pictures = pictures[:, :, ::-1].copy() if mirror else pictures
         pixels = convert.to_pixels(pictures, model.device)
         motion = extract_motion(*networks, pixels, motion)
-        motions.append(holding.push(motion, pixels) if hold else motion)
+        record.append(holding.push(motion, pixels) if hold else motion)
         crops = ((crop_faces(pixels, motion.boxes, FACE_SIZE) / 2 + 0.5) * 255).byte()
         faces += [_jpeg(face) for face in rearrange(crops, "f c h w -> f h w c").cpu().numpy()]
         preview = Image.open(bytes_io.BytesIO(faces[-1]))
         bar.update_absolute(len(faces), max(total, len(faces)), ("JPEG", preview, None))
-    if not motions:
+    if not faces:
         raise InputError(f"there are no driving frames from frame {start} on: lower 'start' or choose another video.")
     holding.finish()
-    return Motion.cat(motions), faces
+    return record.motion(), faces
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from .adjust import Performance, Strength, retarget_motion
 from .errors import InputError
 from .held import describe_held
 from .keyframes import KeyframeSettings
-from .motion import Motion
+from .motion import Motion, MotionRecord
 from .motion_file import load_motion, save_motion
 from .reference import Reference
 from .sheet import ContactSheet
@@ -95,8 +94,8 @@ class MotionOptions:
         self._driving: VideoReader | None = None
         self._video: Iterator[Frame] = iter(())
         self._times: deque[Fraction] = deque()  # of the frames that are on their way
-        self._kept: list[Motion] = []
-        self._held: list[Tensor] = []
+        self._kept = MotionRecord()
+        self._held = bytearray()
         self._done = 0
         self._sheet = ContactSheet() if options.sheet else None
         # Where none of these is asked for, motion is used as it comes, and none is kept.
@@ -163,7 +162,10 @@ class MotionOptions:
             start, count = options.start, options.length
             if performance is None:
                 progress = tqdm(pieces, "motion", unit_scale=4, unit="frame", leave=False)
-                performance = Performance(Motion.cat(list(progress)), self._own_rate)
+                record = MotionRecord()
+                for piece in progress:
+                    record.append(piece)
+                performance = Performance(record.motion(), self._own_rate)
                 start = count = 0  # only these frames were read
             performance = performance.adjusted(
                 self._strength,
@@ -203,7 +205,7 @@ class MotionOptions:
         for piece in pieces:
             if self._options.save_motion:
                 self._kept.append(piece)
-            self._held.append(piece.held)
+            self._held += bytes(piece.held.tolist())
             for i in range(len(piece)):
                 neutral = piece[:1] if neutral is None else neutral
                 if self._sheet and self._sheet.wants(index):
@@ -224,14 +226,14 @@ class MotionOptions:
         options = self._options
         if options.save_motion:
             source = self._performance.source if self._performance else options.driving_video.name
-            motion = Motion.cat(self._kept)
+            motion = self._kept.motion()
             save_motion(
                 Performance(motion, self.frame_rate, source, self._strength, self._neutral), options.save_motion
             )
         if self._sheet:
             options.sheet.parent.mkdir(parents=True, exist_ok=True)
             self._sheet.image().save(options.sheet)
-        if held := describe_held(torch.cat(self._held)):
+        if held := describe_held(torch.tensor(list(self._held))):
             print(held, file=sys.stderr)
         if self._driving and self._driving.problem:
             print(f"warning: {self._driving.problem}", file=sys.stderr)

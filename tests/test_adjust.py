@@ -1,15 +1,18 @@
 """Strengths move keypoints and tokens as their definition says, and so do trimming, smoothing, rates and loops."""
 
+import os
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from personalive_core.adjust import PUBLISHED, Performance, Strength, change_rate, retarget_motion, smooth_pose
 from personalive_core.errors import InputError
 from personalive_core.keypoints import HeadPose, transform_keypoints
-from personalive_core.motion import Motion
+from personalive_core.motion import Motion, MotionRecord
 from personalive_core.seeded import normal
 from test_stream import run, small_stream
 
@@ -183,3 +186,27 @@ def test_smoothing_calms_the_pose_without_lag():
     flat = replace(motion, pose=replace(motion.pose, angles=torch.full((frames, 3), 7.0)))
     close(smooth_pose(flat, 3.0).pose.angles, flat.pose.angles)
     assert smooth_pose(motion[:1], 50.0).pose.angles.isfinite().all()
+
+
+def test_kept_pieces_are_the_whole():
+    motion, record = motion_of("long", 5000), MotionRecord()
+    for begin in range(0, 5000, 7):
+        record.append(motion[begin : begin + 7])
+    assert same(record.motion(), motion)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory in use from /proc")
+def test_keeping_motion_keeps_no_room_of_pictures():
+    """A list of the pieces grew by 20 MB with each: small tensors lay between the pictures of four frames."""
+
+    def in_use() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    record, before = MotionRecord(), 0.0
+    for i in range(40):
+        pictures = torch.stack([torch.full((512, 512, 3), i, dtype=torch.uint8) for _ in range(4)]).float() / 255
+        small = F.interpolate(pictures.movedim(3, 1), size=(256, 256), mode="area")
+        record.append(replace(DRIVER[:4], tokens=small[:, :, :1].mean() * DRIVER.tokens[:4]))
+        del pictures, small
+        before = in_use() if i == 9 else before
+    assert in_use() - before < 150

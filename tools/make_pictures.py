@@ -65,13 +65,18 @@ NODES = {  # of which template
         "PersonaLiveAssembleVideo",
     ),
     "Crop, animate, paste back": ("PersonaLiveCropPortrait", "PersonaLiveCropDriving", "PersonaLivePasteBack"),
+    "Reuse motion": ("PersonaLiveLoadMotion", "PersonaLiveAdjustMotion"),
 }
 
-# The preview is in no template.
-PREVIEW = {
-    "1": node("PersonaLiveExtractMotion"),
-    "2": node("PersonaLivePreviewMotion", motion=["1", 0]),
-    "3": node("PreviewImage", images=["2", 0]),
+# These are in no template.
+SHOWN = {"1": node("PersonaLiveExtractMotion"), "3": node("PreviewImage", images=["2", 0])}
+ALONE = {
+    "PersonaLivePreviewMotion": SHOWN | {"2": node("PersonaLivePreviewMotion", motion=["1", 0])},
+    "PersonaLiveContactSheet": SHOWN | {"2": node("PersonaLiveContactSheet", motion=["1", 0])},
+    "PersonaLiveSaveMotion": {
+        "1": node("PersonaLiveExtractMotion"),
+        "2": node("PersonaLiveSaveMotion", motion=["1", 0]),
+    },
 }
 IN_A_ROW = """
     await app.loadApiJson(arguments[0], "preview");
@@ -187,8 +192,9 @@ def take_pictures(page: Page) -> None:
         page.open(templates[template])
         for name in names:
             save(picture_of(page, name), HELP / f"{name}.webp")
-    page.run(IN_A_ROW, PREVIEW)
-    save(picture_of(page, "PersonaLivePreviewMotion"), HELP / "PersonaLivePreviewMotion.webp")
+    for name, prompt in ALONE.items():
+        page.run(IN_A_ROW, prompt)
+        save(picture_of(page, name), HELP / f"{name}.webp")
 
 
 def picture_of(page: Page, name: str) -> Image.Image:
