@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     animate.add_argument("--download", action="store_true", help="fetch missing weights first")
     animate.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu")
     animate.add_argument("--dtype", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
+    animate.add_argument(
+        "--small-decoder", type=Path, metavar="DIR", help="folder of an AutoencoderTiny such as taesd: faster, softer"
+    )
     add_crop_options(animate)
     add_motion_options(animate)
     animate.set_defaults(run=_animate)
@@ -82,6 +85,17 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", parents=[common, weights], help="versions, device, weights found and missing")
     info.set_defaults(run=_info)
+
+    benchmark = commands.add_parser("benchmark", parents=[common], help="how fast this machine is; needs no weights")
+    benchmark.add_argument("--frames", type=int, default=160, help="of the whole run (default 160)")
+    benchmark.add_argument("--size", type=int, default=512, help="width and height (default 512)")
+    benchmark.add_argument("--steps", type=int, default=4, help="denoising steps a frame (default 4)")
+    benchmark.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu")
+    benchmark.add_argument("--dtype", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
+    benchmark.add_argument("--decoder", default="vae", choices=("vae", "tiny"))
+    benchmark.add_argument("--keyframes", type=int, default=0, choices=(0, 1, 2, 3))
+    benchmark.add_argument("--json", action="store_true", help="one line of JSON")
+    benchmark.set_defaults(run=_benchmark)
 
     demo = commands.add_parser("demo", parents=[common], help="the whole way on the CPU, with nothing downloaded")
     demo.add_argument("-o", "--output", type=Path, default=Path("outputs/demo.mp4"))
@@ -120,7 +134,7 @@ def _animate(options: argparse.Namespace) -> None:
     ):
         if options.download:
             _fetch(options.weights)
-        pipeline = Pipeline.load(find_weights(options.weights), options.device, options.dtype)
+        pipeline = Pipeline.load(find_weights(options.weights), options.device, options.dtype, options.small_decoder)
         networks = pipeline.motion_extractor, pipeline.device
         reference = pipeline.encode_reference(crop.portrait(*networks))
         settings = motion.settings(pipeline, reference, crop.driving(*networks))
@@ -211,6 +225,21 @@ def _info(options: argparse.Namespace) -> None:
     print(f"weights in {files.folder}:")
     for part in dict.fromkeys(file.part for file in hub.FILES):
         print(f"  {part}: {getattr(files, part) or 'missing'}")
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from .benchmark import run_benchmark
+
+    run_benchmark(
+        options.frames,
+        options.size,
+        options.steps,
+        options.device,
+        options.dtype,
+        options.decoder,
+        options.keyframes,
+        options.json,
+    )
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -9,8 +9,8 @@ from .schedule import Schedule
 def denoise_window(
     denoising_unet: DenoisingUNet,
     schedule: Schedule,
-    latents: Tensor,
     conditioning: Conditioning,
+    latents: Tensor,
     motion_tokens: Tensor,
     pose_features: Tensor,
 ) -> Tensor:
@@ -19,9 +19,9 @@ def denoise_window(
     Motion tokens (1, 16, 32, 16) and pose features (1, 320, 16, h, w) in the network's dtype.
     """
     for step in range(schedule.passes):
-        timesteps, next_timesteps = schedule.timesteps(step), schedule.timesteps(step + 1)
+        timesteps, next_timesteps = (schedule.timesteps(i, latents.device) for i in (step, step + 1))
         noise_pred = denoising_unet(
-            latents.to(motion_tokens.dtype), timesteps.to(latents.device), conditioning, motion_tokens, pose_features
+            latents.to(motion_tokens.dtype), timesteps, conditioning, motion_tokens, pose_features
         )
         latents, _ = schedule.step(latents, noise_pred.float(), timesteps, next_timesteps)
     return latents

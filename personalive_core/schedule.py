@@ -1,7 +1,7 @@
 """The diffusion schedule: noise levels, the ladder of a window, DDIM steps (Song et al. 2020, eta 0)."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -19,9 +19,23 @@ def alphas_cumprod() -> Tensor:
     return torch.cumprod(1 - betas, dim=0)
 
 
-def _per_frame(values: Tensor, like: Tensor) -> Tensor:
-    """values (F,) so that they multiply latents (1, 4, F, h, w)."""
-    return values.to(like)[None, None, :, None, None]
+@lru_cache
+def _alphas_cumprod(device: torch.device) -> Tensor:
+    """(1001,): index -1 is alpha-bar 1. Kept on the device, so that no window waits for a copy."""
+    with torch.inference_mode(False):  # training may use it too
+        return torch.cat([alphas_cumprod(), torch.ones(1)]).to(device)
+
+
+def _alpha(timesteps: Tensor, like: Tensor) -> Tensor:
+    """timesteps (F,) -> their alpha-bar, so that it multiplies latents (1, 4, F, h, w)."""
+    return _alphas_cumprod(like.device)[timesteps.to(like.device)].to(like)[None, None, :, None, None]
+
+
+@lru_cache
+def _timesteps(schedule: "Schedule", step: int, device: torch.device) -> Tensor:
+    starts = reversed(range(0, schedule.steps, schedule.passes))
+    timesteps = torch.tensor([schedule.ladder[start + step] for start in starts])
+    return timesteps.repeat_interleave(CHUNK).to(device)
 
 
 @dataclass(frozen=True)
@@ -47,28 +61,25 @@ class Schedule:
         """The timesteps that a frame goes through from noise to picture, and -1 at the end."""
         return [int(t) for t in np.round(np.linspace(TRAINING_STEPS - 1, 0, self.steps))] + [-1]
 
-    @cached_property
-    def _alphas_cumprod(self) -> Tensor:
-        """(1001,): index -1 is alpha-bar 1."""
-        return torch.cat([alphas_cumprod(), torch.ones(1)])
+    def timesteps(self, step: int, device: torch.device | str = "cpu") -> Tensor:
+        """(16,) timesteps of a window's frames, oldest first, in pass `step` (0 .. passes - 1, or passes: after).
 
-    def timesteps(self, step: int) -> Tensor:
-        """(16,) timesteps of a window's frames, oldest first, in pass `step` (0 .. passes - 1, or passes: after)."""
-        starts = reversed(range(0, self.steps, self.passes))
-        return torch.tensor([self.ladder[start + step] for start in starts]).repeat_interleave(CHUNK)
+        Shared by all who ask: leave them as they are.
+        """
+        return _timesteps(self, step, torch.device(device))
 
-    def warm_up_timesteps(self) -> Tensor:
+    def warm_up_timesteps(self, device: torch.device | str = "cpu") -> Tensor:
         """(12,) the levels at which the three warm-up chunks enter."""
-        return self.timesteps(0)[:WARM_UP]
+        return self.timesteps(0, device)[:WARM_UP]
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """latents and noise (1, 4, F, h, w), timesteps (F,) -> latents at those noise levels."""
-        alpha = _per_frame(self._alphas_cumprod[timesteps], latents)
+        alpha = _alpha(timesteps, latents)
         return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
     def step(self, latents: Tensor, noise_pred: Tensor, timesteps: Tensor, next_timesteps: Tensor):
         """One DDIM step -> (latents at the next timesteps, predicted x0); (1, 4, F, h, w) and (F,)."""
-        alpha = _per_frame(self._alphas_cumprod[timesteps], latents)
-        next_alpha = _per_frame(self._alphas_cumprod[next_timesteps], latents)
+        alpha = _alpha(timesteps, latents)
+        next_alpha = _alpha(next_timesteps, latents)
         pred_x0 = (latents - (1 - alpha).sqrt() * noise_pred) / alpha.sqrt()
         return next_alpha.sqrt() * pred_x0 + (1 - next_alpha).sqrt() * noise_pred, pred_x0

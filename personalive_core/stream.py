@@ -1,7 +1,8 @@
 """The streaming loop: driving motion in, as it comes; finished latents out, three windows later."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from .adjust import PUBLISHED, Strength, retarget_motion
 from .config import CHUNK, PIXELS_PER_LATENT, WARM_UP, WINDOW
 from .denoise import denoise_window
 from .errors import InputError
+from .gpu import Captured, send
 from .keyframes import FIRST_WINDOW, KeyframeBank, KeyframeSettings
 from .keypoints import HeadPose, draw_keypoint_map, transform_keypoints, warm_up_poses
 from .motion import Motion
@@ -36,6 +38,7 @@ class StreamState:
     bank: KeyframeBank
     keyframes: list[ReferenceFeatures]
     conditioning: Conditioning  # of the reference and the keyframes
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor]  # a window with that conditioning
     recent: Motion  # of the last driving frames, at most 16
     frames: int = 0  # driving frames taken in
     window: int = 0  # windows done
@@ -66,7 +69,10 @@ def reflected(index: int, frames: int) -> int:
 
 
 class Stream:
-    """One reference with its settings; every stream from it is a `StreamState` of its own."""
+    """One reference with its settings; every stream from it is a `StreamState` of its own.
+
+    `capture` makes a CUDA graph of the window; the denoising UNet must then stay where it is on the GPU.
+    """
 
     def __init__(
         self,
@@ -79,10 +85,11 @@ class Stream:
         keyframes: KeyframeSettings,
         device: torch.device | str,
         strength: Strength = PUBLISHED,
+        capture: bool = False,
     ):
         keyframes.check()
         strength.check()
-        self.strength = strength
+        self.strength, self.capture = strength, capture
         self.denoising_unet, self.reference_unet, self.pose_guider = denoising_unet, reference_unet, pose_guider
         self.schedule, self.keyframes = schedule, keyframes
         self.device, self.dtype = torch.device(device), denoising_unet.get_dtype()
@@ -105,12 +112,13 @@ class Stream:
         return StreamState(
             generator=generator,
             neutral=neutral,
-            latents=self._noised(generator, self.schedule.warm_up_timesteps()),
+            latents=self._noised(generator, self.schedule.warm_up_timesteps(self.device)),
             motion_tokens=torch.lerp(self.motion.tokens, first.tokens, weights),
             pose_features=self._pose_features(warm_up_poses(self.motion.pose, first.pose)),
             bank=KeyframeBank(self.motion.tokens),
             keyframes=[],
             conditioning=self.conditioning,
+            denoise=self._window(self.conditioning),
             recent=recent,
         )
 
@@ -142,6 +150,7 @@ class Stream:
             bank=KeyframeBank(saved["bank"]),
             keyframes=[],
             conditioning=self.conditioning,
+            denoise=self._window(self.conditioning),
             recent=Motion.of_tensors(group("recent.")),
             frames=frames,
             window=window,
@@ -185,20 +194,13 @@ class Stream:
             state.bank, state.keyframes = KeyframeBank(self.motion.tokens), []
             state.conditioning = self.conditioning
             self._add_keyframe(state, self.features)
-        newest = self._noised(state.generator, self.schedule.timesteps(0)[-CHUNK:])
+        newest = self._noised(state.generator, self.schedule.timesteps(0, self.device)[-CHUNK:])
         motion = retarget_motion(self.motion, motion, state.neutral, self.strength)
         latents = torch.cat([state.latents, newest], dim=2)
         motion_tokens = torch.cat([state.motion_tokens, motion.tokens])
         pose_features = torch.cat([state.pose_features, self._pose_features(motion.pose)], dim=2)
 
-        latents = denoise_window(
-            self.denoising_unet,
-            self.schedule,
-            latents,
-            state.conditioning,
-            self._to_network(motion_tokens[None]),
-            pose_features,
-        )
+        latents = state.denoise(latents, self._to_network(motion_tokens[None]), pose_features)
         is_new = state.window >= FIRST_WINDOW and state.bank.admit(motion_tokens[0], self.keyframes.threshold)
         if is_new and len(state.keyframes) < self.keyframes.limit:
             oldest = self._to_network(latents[:, :, 0])
@@ -218,18 +220,23 @@ class Stream:
     def _add_keyframe(self, state: StreamState, features: ReferenceFeatures) -> None:
         state.keyframes.append(features)
         state.conditioning = self.denoising_unet.add_keyframe(state.conditioning, features)
+        state.denoise = self._window(state.conditioning)
+
+    def _window(self, conditioning: Conditioning) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        window = partial(denoise_window, self.denoising_unet, self.schedule, conditioning)
+        return Captured(window) if self.capture else window
 
     def _noised(self, generator: torch.Generator, timesteps: Tensor) -> Tensor:
         """The reference latents at F noise levels, (1, 4, F, h, w)."""
         _, channels, height, width = self.latents.shape
         noise = torch.randn((1, channels, len(timesteps), height, width), generator=generator)
-        return self.schedule.add_noise(self.latents[:, :, None], noise.to(self.device), timesteps)
+        return self.schedule.add_noise(self.latents[:, :, None], send(noise, self.device), timesteps)
 
     def _pose_features(self, poses: HeadPose) -> Tensor:
         """F head poses -> (1, 320, F, h, w)."""
         height, width = (PIXELS_PER_LATENT * side for side in self.latents.shape[-2:])
-        keypoint_map = draw_keypoint_map(transform_keypoints(poses), height, width)
+        keypoint_map = draw_keypoint_map(send(transform_keypoints(poses), self.device), height, width)
         return self.pose_guider(self._to_network(keypoint_map))
 
     def _to_network(self, x: Tensor) -> Tensor:
-        return x.to(self.device, self.dtype)
+        return send(x, self.device, self.dtype)

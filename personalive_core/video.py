@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -22,6 +24,8 @@ from .hdr import HLG, PQ, add_tone_map
 from .pictures import fit_picture, read_picture
 
 logger = logging.getLogger(__name__)
+
+AHEAD = 8  # frames that may wait for the encoder
 
 UNKNOWN_RATE = Fraction(25)  # frames per second of single pictures and of files that do not tell
 SUFFIXES = (".mp4", ".mov", ".mkv")
@@ -275,7 +279,8 @@ class VideoWriter:
     """H.264 in MP4, MOV or MKV (8-bit 4:2:0, BT.709 in limited range), with the sound of another file; a context
     manager.
 
-    The file grows under a hidden name beside `path` and takes that name at the end. An exception inside the `with`
+    Frames are encoded in a thread of its own, a few behind. The file grows under a hidden name beside `path` and takes
+    that name at the end. An exception inside the `with`
     leaves nothing; `KeyboardInterrupt` leaves a playable file of what was written.
 
     `time_base` is the unit of the times in the file: with the source's own (`VideoReader.time_base`) they come back
@@ -313,6 +318,9 @@ class VideoWriter:
         self._graph: av.filter.Graph | None = None
         self._sound: _Sound | None = None
         self._container: av.container.OutputContainer | None = None
+        self._frames: Queue[tuple[np.ndarray, Fraction] | None] = Queue(AHEAD)
+        self._encoder: Thread | None = None
+        self._failure: BaseException | None = None
         self._temporary = self.path.with_name(f".{self.path.stem}-{uuid4().hex[:8]}{self.path.suffix}")
         with self._disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,17 +349,44 @@ class VideoWriter:
             raise ValueError(f"A frame must be uint8 {self._shape}, not {pixels.dtype} {pixels.shape}.")
         if self._last is not None and time <= self._last:
             raise ValueError(f"The time of a frame, {time} s, must be after that of the frame before, {self._last} s.")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        if self._encoder is None:
+            self._encoder = Thread(target=self._encode_all, daemon=True)
+            self._encoder.start()
+        self._frames.put((pixels.copy(), time))
+        self._count, self._last = self._count + 1, time
+        if self._failure is not None:
+            self._wait()
+
+    def _encode_all(self) -> None:
+        """The encoder's thread. After a failure it only empties the queue, so that nobody waits for room in it."""
+        while (item := self._frames.get()) is not None:
+            if self._failure is None:
+                try:
+                    self._encode(*item)
+                except BaseException as error:
+                    self._failure = error
+
+    def _encode(self, pixels: np.ndarray, time: Fraction) -> None:
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         if self._graph is None:
             self._graph = _filters(frame, "out_color_matrix=bt709:out_range=tv", "yuv420p")
         self._graph.push(frame)
         frame = self._graph.pull()
         frame.pts, frame.time_base = round(time / self.time_base), self.time_base
-        with self._disk_errors():
-            self._mux(self._stream.encode(frame))
-            if self._sound:
-                self._sound.mux_until(time)
-        self._count, self._last = self._count + 1, time
+        self._mux(self._stream.encode(frame))
+        if self._sound:
+            self._sound.mux_until(time)
+
+    def _wait(self) -> None:
+        """Let the encoder come to its end; raises what it failed with."""
+        if self._encoder is not None:
+            self._frames.put(None)
+            self._encoder.join()
+            self._encoder = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            with self._disk_errors():
+                raise failure
 
     def _mux(self, packets: Iterable[av.Packet]) -> None:
         for packet in packets:  # one behind, because the last one has to be given its duration
@@ -373,6 +408,7 @@ class VideoWriter:
             self._discard()
             return
         try:
+            self._wait()
             with self._disk_errors():
                 self._mux(self._stream.encode(None))
                 end = self._end()
@@ -389,6 +425,11 @@ class VideoWriter:
             raise
 
     def _discard(self) -> None:
+        if self._encoder is not None:
+            self._failure = self._failure or InterruptedError()  # what is still in the queue is not wanted
+            self._frames.put(None)
+            self._encoder.join()
+            self._encoder = None
         if self._sound:
             self._sound.close()
         if self._container is not None:

@@ -23,12 +23,13 @@ def sinusoidal_timesteps(timesteps: Tensor, width: int) -> Tensor:
 @lru_cache(maxsize=32)
 def frame_positions(frames: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(frames, width): sine and cosine interleaved, base 10000; computed once for each kind of use."""
-    angles = torch.arange(frames)[:, None] * torch.exp(-math.log(10000) * torch.arange(0, width, 2) / width)
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(device, dtype)
+    with torch.inference_mode(False):  # training may use them too
+        angles = torch.arange(frames)[:, None] * torch.exp(-math.log(10000) * torch.arange(0, width, 2) / width)
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(device, dtype)
 
 
 class GroupNorm(nn.GroupNorm):
-    """With SiLU after it, or a shift of each channel before it. Small, so never a host's layer that can be offloaded."""
+    """With SiLU after it, or a shift of each channel before it. Small, so it is never a host's layer that moves."""
 
     def forward(
         self, x: Tensor, *, silu: bool = False, row: Tensor | None = None, shift: Tensor | None = None
@@ -38,7 +39,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """With the residual before it. Small, so never a host's layer that can be offloaded."""
+    """With the residual before it. Small, so it is never a host's layer that moves."""
 
     def forward(
         self, h: Tensor, delta: Tensor | None = None, *, row: Tensor | None = None, positions: Tensor | None = None

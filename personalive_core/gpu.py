@@ -1,0 +1,72 @@
+"""What keeps a CUDA GPU from waiting for the CPU."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+
+def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """x on the device, in its own floating-point type or another; through pinned memory the CPU need not wait."""
+    x = x.to(dtype=dtype or x.dtype)
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
+class Arrival:
+    """A tensor on its way to the CPU."""
+
+    def __init__(self, x: Tensor):
+        self._event = None
+        if x.is_cuda:
+            self._pixels = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            self._pixels.copy_(x, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._pixels = x
+
+    def wait(self) -> Tensor:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._pixels
+
+
+def side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """Work that another stream need not wait for; None where the device has no streams."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def on_stream(stream: torch.cuda.Stream | None):
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+class Captured:
+    """A function of tensors as one CUDA graph: the CPU starts it whole instead of kernel by kernel.
+
+    The first call runs as it is, which brings out what is only made once; the second captures. All calls take
+    tensors of the same shapes. What else the function uses must stay where it is in memory.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self._function = function
+        self._warm = False
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if not self._warm:
+            self._warm = True
+            return self._function(*inputs)
+        if self._graph is None:
+            self._inputs = [x.clone() for x in inputs]
+            torch.cuda.synchronize()  # nothing else may allocate while a stream is captured
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._output = self._function(*self._inputs)
+            self._graph = graph
+        for mine, x in zip(self._inputs, inputs, strict=True):
+            mine.copy_(x)
+        self._graph.replay()
+        return self._output.clone()
