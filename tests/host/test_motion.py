@@ -91,7 +91,8 @@ def test_saved_motion_drives_two_portraits(host):
     run = host.run(loaded)
     assert run.node == "motion" and "is damaged or no motion file" in run.error
     loaded["motion"]["inputs"]["file"] = "../../secret.motion.safetensors"
-    assert "not in list" in host.run(loaded).error.lower()
+    error = host.run(loaded).error  # newer hosts refuse it themselves
+    assert "not in list" in error.lower() or "there is no motion file" in error
 
 
 def write_trouble(folder, rate: Fraction = RATE) -> int:
