@@ -15,10 +15,10 @@ from comfy_api.latest import InputImpl, io
 from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
 
-from ..personalive_core.config import CHUNK, PIXELS_PER_LATENT
+from ..personalive_core.config import PIXELS_PER_LATENT
 from ..personalive_core.errors import InputError
 from ..personalive_core.video import VideoWriter
-from . import convert
+from . import convert, decode
 
 CRF = {"high": 14, "good": 18, "small": 25}
 
@@ -90,14 +90,13 @@ def _write_frames(latents, vae, rate: Fraction, crf: int, path: Path, sound: Pat
     height, width = (PIXELS_PER_LATENT * side for side in latents.shape[-2:])
     with VideoWriter(path, width, height, rate, audio_from=sound, crf=crf) as video:
         done = 0
-        for chunk in latents.split(CHUNK):
-            frames = vae.decode(chunk)
+        for frames in decode.decoded(vae, latents):
             pictures = convert.to_pictures(frames, "the decoded video")
             for pixels in pictures:
                 video.write(pixels, done / rate)
                 done += 1
             if kept is not None:
-                kept.append(frames.cpu())
+                kept.append(frames.clone())  # `frames` may be memory that transfers need again
             bar.update_absolute(done, len(latents), ("JPEG", Image.fromarray(pictures[-1]), 512))
             comfy.model_management.throw_exception_if_processing_interrupted()
 

@@ -7,8 +7,10 @@ import comfy.model_patcher
 import comfy.ops
 import comfyui_version
 import torch
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor, nn
+
+from ..personalive_core.attention import pytorch_attention
 
 OLDEST = (0, 3, 64)
 
@@ -21,27 +23,31 @@ def require_host() -> None:
 
 
 def make_patcher(network: nn.Module, state_dict: dict[str, Tensor]):
-    """A network of the host's own layers, with its weights, behind the host's memory management.
+    """A network with its weights, behind the host's memory management: whole on the GPU where there is room.
 
-    Newer hosts stream weights from the tensors themselves (`assign`), older ones copy them into the layers.
+    Newer hosts have a patcher that maps weights in as they are used. It costs every layer of every window; this one
+    does not, and keeps weights where a CUDA graph can rely on them.
     """
-    if hasattr(comfy.model_management, "archive_model_dtypes"):
-        comfy.model_management.archive_model_dtypes(network)
-    # Looked up when called: a host started for dynamic memory puts its own class here.
-    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    patcher = patcher_class(
+    network.to(memory_format=torch.channels_last)
+    network.load_state_dict(state_dict, strict=True)
+    network.eval().requires_grad_(False)
+    return comfy.model_patcher.ModelPatcher(
         network,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-    is_dynamic = getattr(patcher, "is_dynamic", lambda: False)()
-    network.load_state_dict(state_dict, strict=True, assign=is_dynamic)
-    network.eval().requires_grad_(False)
-    return patcher
+
+
+def can_capture(patcher) -> bool:
+    """Whether a network stands whole on an NVIDIA GPU, so that its work can be a CUDA graph."""
+    is_cuda = torch.version.cuda is not None and patcher.load_device.type == "cuda"
+    return is_cuda and all(p.device.type == "cuda" for p in patcher.model.parameters())
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The user's choice of attention, without the choices that quantise."""
+    if optimized_attention is attention_pytorch:  # the host's way through it can take a slower kernel
+        return pytorch_attention(q, k, v)
     return optimized_attention(
         q, k, v, heads=q.shape[1], skip_reshape=True, skip_output_reshape=True, low_precision_attention=False
     )

