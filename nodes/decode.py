@@ -1,0 +1,84 @@
+"""From latents to pictures: with the weights of the host's VAE, at the speed of the core's decoder."""
+
+from collections.abc import Iterator
+from weakref import WeakKeyDictionary
+
+import comfy.ldm.modules.diffusionmodules.model as ldm
+import comfy.model_management
+from torch import Tensor, nn
+
+from ..personalive_core.gpu import Arrival, send
+from ..personalive_core.networks.vae_decoder import VAEDecoder
+from . import compat, memory
+
+TOGETHER = 2  # frames; more take more memory and are hardly faster
+
+_patchers: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
+
+
+def decoded(vae, latents: Tensor) -> Iterator[Tensor]:
+    """Unscaled latents (F, 4, h, w) -> pictures (up to 2, H, W, 3) in [0, 1], in order.
+
+    A VAE that is not built like Stable Diffusion's, such as TAESD, decodes in its own way.
+    """
+    decoder = getattr(vae.first_stage_model, "decoder", None)
+    if type(decoder) is not ldm.Decoder:
+        for chunk in latents.split(TOGETHER):
+            yield vae.decode(chunk)
+        return
+    patcher = _patchers.get(decoder)
+    if patcher is None:
+        patcher = _patchers[decoder] = _make_patcher(vae, decoder)
+    height, width = latents.shape[-2:]
+    comfy.model_management.load_models_gpu(
+        [patcher], memory_required=memory.decoding(width, height, vae.vae_dtype), force_full_load=True
+    )
+    arriving = None
+    for chunk in latents.split(TOGETHER):
+        pictures = patcher.model(send(chunk, patcher.load_device, vae.vae_dtype)).float() / 2 + 0.5
+        begun = Arrival(pictures.clamp(0, 1).movedim(1, -1).contiguous())
+        if arriving is not None:  # while the GPU is at the next
+            yield arriving.wait()
+        arriving = begun
+    if arriving is not None:
+        yield arriving.wait()
+
+
+def _make_patcher(vae, decoder: nn.Module):
+    weights = _renamed(decoder.state_dict(), vae.first_stage_model.post_quant_conv.state_dict())
+    levels = len(decoder.up)
+    channels = tuple(weights[f"up_blocks.{levels - 1 - i}.resnets.0.conv1.weight"].shape[0] for i in range(levels))
+    network = VAEDecoder(
+        channels,
+        decoder.num_res_blocks,
+        weights["post_quant_conv.weight"].shape[0],
+        dtype=vae.vae_dtype,
+        device=comfy.model_management.vae_offload_device(),
+    )
+    return compat.make_patcher(network, weights)
+
+
+def _renamed(decoder: dict[str, Tensor], post_quant_conv: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of Stable Diffusion's own code -> those of diffusers, which the core has."""
+    levels = 1 + max(int(key.split(".")[1]) for key in decoder if key.startswith("up."))
+    renamed = {f"post_quant_conv.{key}": value for key, value in post_quant_conv.items()}
+    for key, value in decoder.items():
+        if key.startswith("mid.attn_1."):
+            value = value.flatten(1) if value.ndim == 4 else value  # 1x1 convolutions there
+            for old, new in (
+                ("norm", "group_norm"),
+                ("q", "to_q"),
+                ("k", "to_k"),
+                ("v", "to_v"),
+                ("proj_out", "to_out.0"),
+            ):
+                key = key.replace(f"mid.attn_1.{old}.", f"mid_block.attentions.0.{new}.")
+        elif key.startswith("up."):
+            _, level, rest = key.split(".", 2)
+            rest = rest.replace("block.", "resnets.").replace("nin_shortcut", "conv_shortcut")
+            rest = rest.replace("upsample.", "upsamplers.0.")
+            key = f"up_blocks.{levels - 1 - int(level)}.{rest}"
+        for old, new in (("mid.block_1.", "mid_block.resnets.0."), ("mid.block_2.", "mid_block.resnets.1.")):
+            key = key.replace(old, new)
+        renamed[key.replace("norm_out.", "conv_norm_out.") if key.startswith("norm_out.") else key] = value
+    return renamed
