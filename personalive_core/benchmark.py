@@ -25,7 +25,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from .config import CHUNK, PIXELS_PER_LATENT, WINDOW, ModelConfig
 from .demo import driving_clip
 from .errors import InputError
-from .gpu import Arrival, send
+from .gpu import Arrival, send, visiting
 from .keyframes import FIRST_WINDOW, KeyframeSettings
 from .networks.denoising_unet import DenoisingUNet
 from .networks.reference_unet import ReferenceUNet
@@ -88,7 +88,7 @@ def run_benchmark(
     print(json.dumps(asdict(figures)) if as_json else _table(figures))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _fill(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Random weights of a size at which activations neither grow nor vanish."""
     network = network.to_empty(device=device).to(dtype)
@@ -108,6 +108,7 @@ def _pipeline(device: torch.device, dtype: torch.dtype, decoder: str) -> Pipelin
         name: _fill(network, device, torch.float32 if name == "motion_extractor" else dtype)
         for name, network in meta_networks(ModelConfig()).items()
     }
+    networks["reference_unet"].to("cpu")  # where `Pipeline.load` leaves it
     with torch.device("meta"):
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -117,7 +118,8 @@ def _pipeline(device: torch.device, dtype: torch.dtype, decoder: str) -> Pipelin
             latent_channels=4,
         )
         tiny = AutoencoderTiny()
-        image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig())  # the embeds are drawn at random instead
+        # Never run: the embeds are drawn at random.
+        image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(projection_dim=768))
     chosen: VAEDecoder | TinyDecoder = TinyDecoder(tiny) if decoder == "tiny" else decoder_of(vae)
     chosen = _fill(chosen, device, dtype)  # type: ignore[assignment]
     for network in (networks["reference_unet"], networks["denoising_unet"], networks["pose_guider"], chosen):
@@ -129,14 +131,15 @@ def _pipeline(device: torch.device, dtype: torch.dtype, decoder: str) -> Pipelin
 def _reference(pipeline: Pipeline, size: int) -> Reference:
     generator = torch.Generator().manual_seed(1)
     side = size // PIXELS_PER_LATENT
-    return encode_reference(
-        pipeline.reference_unet,
-        pipeline.motion_extractor,
-        pipeline.motion_encoder,
-        torch.rand(1, 3, size, size, generator=generator).to(pipeline.device),
-        torch.randn(1, 4, side, side, generator=generator).to(pipeline.device),
-        torch.randn(1, 1, pipeline.image_encoder.config.projection_dim, generator=generator).to(pipeline.device),
-    )
+    with visiting(pipeline.device, pipeline.reference_unet):
+        return encode_reference(
+            pipeline.reference_unet,
+            pipeline.motion_extractor,
+            pipeline.motion_encoder,
+            torch.rand(1, 3, size, size, generator=generator).to(pipeline.device),
+            torch.randn(1, 4, side, side, generator=generator).to(pipeline.device),
+            torch.randn(1, 1, pipeline.image_encoder.config.projection_dim, generator=generator).to(pipeline.device),
+        )
 
 
 def _timed(function: Callable[[], object], device: torch.device) -> float:

@@ -1,10 +1,12 @@
 """What keeps a CUDA GPU from waiting for the CPU."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import is_dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -43,25 +45,42 @@ def on_stream(stream: torch.cuda.Stream | None):
     return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
+@contextmanager
+def visiting(device: torch.device, *networks: nn.Module) -> Iterator[None]:
+    """Networks that wait on the CPU and are needed for a moment: on the device for that long."""
+    waiting = [(x, x.data) for network in networks for x in (*network.parameters(), *network.buffers())]
+    with torch.inference_mode(False):  # weights must stay ordinary tensors
+        for network in networks:
+            network.to(device)
+    try:
+        yield
+    finally:
+        with torch.inference_mode(False):
+            for x, data in waiting:  # nothing need come back
+                x.data = data
+
+
 class Captured:
     """A function of tensors as one CUDA graph: the CPU starts it whole instead of kernel by kernel.
 
     The first call runs as it is, which brings out what is only made once; the second captures. All calls take
-    tensors of the same shapes. What else the function uses must stay where it is in memory.
+    tensors of the same shapes and give a tensor, or a dataclass of tensors. What else the function uses must stay
+    where it is in memory.
     """
 
-    def __init__(self, function: Callable[..., Tensor]):
+    def __init__(self, function: Callable[..., Any]):
         self._function = function
         self._warm = False
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Any:
         if not self._warm:
             self._warm = True
+            torch.cuda.empty_cache()  # what a graph before this one held
             return self._function(*inputs)
         if self._graph is None:
             self._inputs = [x.clone() for x in inputs]
-            torch.cuda.synchronize()  # nothing else may allocate while a stream is captured
+            torch.cuda.synchronize()  # no other work may be under way while a stream is captured
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._output = self._function(*self._inputs)
@@ -69,4 +88,23 @@ class Captured:
         for mine, x in zip(self._inputs, inputs, strict=True):
             mine.copy_(x)
         self._graph.replay()
+        if is_dataclass(self._output) and not isinstance(self._output, type):
+            return replace(self._output, **{name: x.clone() for name, x in vars(self._output).items()})
         return self._output.clone()
+
+
+class CapturedNetwork:
+    """A network of one input, as a CUDA graph for each shape that comes again."""
+
+    def __init__(self, network: nn.Module):
+        self.config, self.get_dtype = network.config, network.get_dtype
+        self._network = network
+        self._by_shape: dict[torch.Size, Captured] = {}
+
+    def __call__(self, x: Tensor) -> Any:
+        return self._by_shape.setdefault(x.shape, Captured(self._network))(x)
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether the device has CUDA graphs; AMD's have not been tried."""
+    return torch.version.cuda is not None and device.type == "cuda"

@@ -1,7 +1,6 @@
 """The whole way without a host: diffusers' VAE and transformers' image encoder around the core."""
 
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,7 +17,7 @@ from transformers import CLIPVisionModelWithProjection
 from .adjust import PUBLISHED, Strength
 from .config import CHUNK, LATENT_SCALE
 from .errors import InputError
-from .gpu import Arrival, on_stream, send, side_stream
+from .gpu import Arrival, CapturedNetwork, can_capture, on_stream, send, side_stream, visiting
 from .held import Hold
 from .keyframes import KeyframeSettings
 from .motion import Motion, extract_motion
@@ -26,7 +25,7 @@ from .networks.denoising_unet import DenoisingUNet
 from .networks.motion_encoder import MotionEncoder
 from .networks.motion_extractor import MotionExtractor
 from .networks.pose_guider import PoseGuider
-from .networks.reference_unet import ReferenceUNet
+from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
 from .networks.vae_decoder import VAEDecoder
 from .reference import Reference, check_size, encode_reference
 from .schedule import Schedule
@@ -60,7 +59,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 class Pipeline:
     """All networks on one device. Pictures are uint8 (H, W, 3), frames uint8 (F, H, W, 3), RGB.
 
-    `vae` and `image_encoder` are for the portrait alone and wait on the CPU; `decoder` makes the frames.
+    `reference_unet`, `vae` and `image_encoder` are for the portrait (the first also for the few keyframes) and wait on
+    the CPU; `decoder` makes the frames.
     """
 
     reference_unet: ReferenceUNet
@@ -76,6 +76,12 @@ class Pipeline:
     decoder_stream: torch.cuda.Stream | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self._extractor, self._encoder = self.motion_extractor, self.motion_encoder
+        if can_capture(self.device):
+            self._extractor, self._encoder = (
+                CapturedNetwork(self.motion_extractor),
+                CapturedNetwork(self.motion_encoder),
+            )
         self.motion_stream, self.decoder_stream = side_stream(self.device), side_stream(self.device)
 
     @classmethod
@@ -93,7 +99,8 @@ class Pipeline:
         for name, network in meta_networks(weights.config).items():
             # The motion extractor's keypoints are rounded to pixels, so it keeps full precision everywhere.
             own = torch.float32 if name == "motion_extractor" else precision
-            networks[name] = load_network(network, weights.paths(name)).to(target, own)
+            home = torch.device("cpu") if name == "reference_unet" else target
+            networks[name] = load_network(network, weights.paths(name)).to(home, own)
         # Without the option diffusers asks for another package, which would only save it a moment's memory.
         vae = _load(AutoencoderKL, weights.vae, precision, low_cpu_mem_usage=False)
         decoder: VAEDecoder | TinyDecoder = decoder_of(vae)
@@ -110,17 +117,17 @@ class Pipeline:
         """A portrait in the size of the result, uint8 (H, W, 3)."""
         check_size(picture.shape[1], picture.shape[0])
         pixels = self._pixels(picture[None])
-        with _visiting(self.device, self.vae, self.image_encoder):
+        with visiting(self.device, self.reference_unet, self.vae, self.image_encoder):
             vae_mean = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist.mean
             image_embeds = self.image_encoder(clip_pixels(pixels).to(self.image_encoder.dtype)).image_embeds[:, None]
-        return encode_reference(
-            self.reference_unet, self.motion_extractor, self.motion_encoder, pixels, vae_mean, image_embeds
-        )
+            return encode_reference(
+                self.reference_unet, self.motion_extractor, self.motion_encoder, pixels, vae_mean, image_embeds
+            )
 
     @torch.inference_mode()
     def extract_motion(self, frames: np.ndarray, previous: Motion | None = None) -> Motion:
         """uint8 (F, H, W, 3) of any size; `previous` is the motion before them."""
-        return extract_motion(self.motion_extractor, self.motion_encoder, self._pixels(frames), previous)
+        return extract_motion(self._extractor, self._encoder, self._pixels(frames), previous)
 
     @torch.inference_mode()
     def stream(
@@ -133,14 +140,18 @@ class Pipeline:
         return Stream(
             reference,
             denoising_unet=self.denoising_unet,
-            reference_unet=self.reference_unet,
+            reference_unet=self._reference_features,
             pose_guider=self.pose_guider,
             schedule=Schedule(steps),
             keyframes=keyframes or KeyframeSettings(),
             device=self.device,
             strength=strength,
-            capture=torch.version.cuda is not None and self.device.type == "cuda",
+            capture=can_capture(self.device),
         )
+
+    def _reference_features(self, latents: Tensor, image_embeds: Tensor) -> ReferenceFeatures:
+        with visiting(self.device, self.reference_unet):
+            return self.reference_unet(latents, image_embeds)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -168,7 +179,7 @@ class Pipeline:
         while chunk := list(islice(frames, CHUNK)):
             with torch.inference_mode(), on_stream(self.motion_stream):
                 pixels = self._pixels(np.stack(chunk))
-                motion = extract_motion(self.motion_extractor, self.motion_encoder, pixels, motion)
+                motion = extract_motion(self._extractor, self._encoder, pixels, motion)
                 ready = holding.push(motion, pixels) if hold else motion
             yield ready
         if motion is None:
@@ -259,18 +270,6 @@ def decoder_of(vae: AutoencoderKL) -> VAEDecoder:
     decoder.load_state_dict(weights, assign=True)
     del vae.decoder, vae.post_quant_conv
     return decoder.eval().requires_grad_(False)
-
-
-@contextmanager
-def _visiting(device: torch.device, *networks: torch.nn.Module) -> Iterator[None]:
-    """Networks that are needed once, on the device for that long."""
-    for network in networks:
-        network.to(device)
-    try:
-        yield
-    finally:
-        for network in networks:
-            network.to("cpu")
 
 
 def clip_pixels(pixels: Tensor) -> Tensor:

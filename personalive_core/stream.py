@@ -19,7 +19,7 @@ from .keypoints import HeadPose, draw_keypoint_map, transform_keypoints, warm_up
 from .motion import Motion
 from .networks.denoising_unet import Conditioning, DenoisingUNet
 from .networks.pose_guider import PoseGuider
-from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
+from .networks.reference_unet import ReferenceFeatures
 from .reference import Reference
 from .schedule import Schedule
 
@@ -79,7 +79,7 @@ class Stream:
         reference: Reference,
         *,
         denoising_unet: DenoisingUNet,
-        reference_unet: ReferenceUNet,
+        reference_unet: Callable[[Tensor, Tensor], ReferenceFeatures],
         pose_guider: PoseGuider,
         schedule: Schedule,
         keyframes: KeyframeSettings,
