@@ -96,8 +96,9 @@ class Captured:
 class CapturedNetwork:
     """A network of one input, as a CUDA graph for each shape that comes again."""
 
-    def __init__(self, network: nn.Module):
-        self.config, self.get_dtype = network.config, network.get_dtype
+    def __init__(self, network: Any):
+        self.config: Any = network.config
+        self.get_dtype: Callable[[], torch.dtype] = network.get_dtype
         self._network = network
         self._by_shape: dict[torch.Size, Captured] = {}
 

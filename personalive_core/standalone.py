@@ -74,6 +74,8 @@ class Pipeline:
     device: torch.device
     motion_stream: torch.cuda.Stream | None = field(init=False)
     decoder_stream: torch.cuda.Stream | None = field(init=False)
+    _extractor: MotionExtractor | CapturedNetwork = field(init=False)
+    _encoder: MotionEncoder | CapturedNetwork = field(init=False)
 
     def __post_init__(self) -> None:
         self._extractor, self._encoder = self.motion_extractor, self.motion_encoder
