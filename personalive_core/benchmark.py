@@ -14,6 +14,7 @@ from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from .config import CHUNK, PIXELS_PER_LATENT, WINDOW, ModelConfig
 from .demo import driving_clip
 from .errors import InputError
-from .gpu import Arrival, send, visiting
+from .gpu import Arrival, CapturedNetwork, can_capture, send, visiting
 from .keyframes import FIRST_WINDOW, KeyframeSettings
 from .networks.denoising_unet import DenoisingUNet
 from .networks.reference_unet import ReferenceUNet
@@ -104,11 +105,14 @@ def _fill(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mo
 
 
 def _pipeline(device: torch.device, dtype: torch.dtype, decoder: str) -> Pipeline:
-    networks = {
+    networks: dict[str, Any] = {
         name: _fill(network, device, torch.float32 if name == "motion_extractor" else dtype)
         for name, network in meta_networks(ModelConfig()).items()
     }
     networks["reference_unet"].to("cpu")  # where `Pipeline.load` leaves it
+    if can_capture(device):
+        for name in ("motion_encoder", "motion_extractor"):
+            networks[name] = CapturedNetwork(networks[name])
     with torch.device("meta"):
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,

@@ -94,7 +94,7 @@ class Captured:
 
 
 class CapturedNetwork:
-    """A network of one input, as a CUDA graph for each shape that comes again."""
+    """Stands in for a network of one input: a CUDA graph for each shape that comes again."""
 
     def __init__(self, network: Any):
         self.config: Any = network.config

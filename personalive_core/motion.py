@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .config import CHUNK
-from .gpu import CapturedNetwork
 from .keypoints import HeadPose, crop_faces, face_boxes, fill_empty_boxes, transform_keypoints
 from .networks.motion_encoder import MotionEncoder
 from .networks.motion_extractor import MotionExtractor
@@ -89,10 +88,7 @@ class MotionRecord:
 
 
 def extract_motion(
-    extractor: MotionExtractor | CapturedNetwork,
-    encoder: MotionEncoder | CapturedNetwork,
-    frames: Tensor,
-    previous: Motion | None = None,
+    extractor: MotionExtractor, encoder: MotionEncoder, frames: Tensor, previous: Motion | None = None
 ) -> Motion:
     """frames (F, 3, H, W) in [0, 1], float32, on the networks' device -> their motion.
 

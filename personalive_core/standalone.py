@@ -74,16 +74,8 @@ class Pipeline:
     device: torch.device
     motion_stream: torch.cuda.Stream | None = field(init=False)
     decoder_stream: torch.cuda.Stream | None = field(init=False)
-    _extractor: MotionExtractor | CapturedNetwork = field(init=False)
-    _encoder: MotionEncoder | CapturedNetwork = field(init=False)
 
     def __post_init__(self) -> None:
-        self._extractor, self._encoder = self.motion_extractor, self.motion_encoder
-        if can_capture(self.device):
-            self._extractor, self._encoder = (
-                CapturedNetwork(self.motion_extractor),
-                CapturedNetwork(self.motion_encoder),
-            )
         self.motion_stream, self.decoder_stream = side_stream(self.device), side_stream(self.device)
 
     @classmethod
@@ -103,6 +95,9 @@ class Pipeline:
             own = torch.float32 if name == "motion_extractor" else precision
             home = torch.device("cpu") if name == "reference_unet" else target
             networks[name] = load_network(network, weights.paths(name)).to(home, own)
+        if can_capture(target):
+            for name in ("motion_encoder", "motion_extractor"):
+                networks[name] = CapturedNetwork(networks[name])
         # Without the option diffusers asks for another package, which would only save it a moment's memory.
         vae = _load(AutoencoderKL, weights.vae, precision, low_cpu_mem_usage=False)
         decoder: VAEDecoder | TinyDecoder = decoder_of(vae)
@@ -129,7 +124,7 @@ class Pipeline:
     @torch.inference_mode()
     def extract_motion(self, frames: np.ndarray, previous: Motion | None = None) -> Motion:
         """uint8 (F, H, W, 3) of any size; `previous` is the motion before them."""
-        return extract_motion(self._extractor, self._encoder, self._pixels(frames), previous)
+        return extract_motion(self.motion_extractor, self.motion_encoder, self._pixels(frames), previous)
 
     @torch.inference_mode()
     def stream(
@@ -181,7 +176,7 @@ class Pipeline:
         while chunk := list(islice(frames, CHUNK)):
             with torch.inference_mode(), on_stream(self.motion_stream):
                 pixels = self._pixels(np.stack(chunk))
-                motion = extract_motion(self._extractor, self._encoder, pixels, motion)
+                motion = extract_motion(self.motion_extractor, self.motion_encoder, pixels, motion)
                 ready = holding.push(motion, pixels) if hold else motion
             yield ready
         if motion is None:
