@@ -10,6 +10,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor, nn
 
+from ..personalive_core import gpu
 from ..personalive_core.attention import pytorch_attention
 
 OLDEST = (0, 3, 64)
@@ -39,9 +40,9 @@ def make_patcher(network: nn.Module, state_dict: dict[str, Tensor]):
 
 
 def can_capture(patcher) -> bool:
-    """Whether a network stands whole on an NVIDIA GPU, so that its work can be a CUDA graph."""
-    is_cuda = torch.version.cuda is not None and patcher.load_device.type == "cuda"
-    return is_cuda and all(p.device.type == "cuda" for p in patcher.model.parameters())
+    """Whether a network stands whole on a GPU that has CUDA graphs."""
+    parameters = patcher.model.parameters()
+    return gpu.can_capture(patcher.load_device) and all(p.device.type == "cuda" for p in parameters)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

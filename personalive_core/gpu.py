@@ -107,5 +107,7 @@ class CapturedNetwork:
 
 
 def can_capture(device: torch.device) -> bool:
-    """Whether the device has CUDA graphs; AMD's have not been tried."""
-    return torch.version.cuda is not None and device.type == "cuda"
+    """Whether a CUDA graph can be trusted here: neither AMD's nor those over cudaMallocAsync have been tried."""
+    if torch.version.cuda is None or device.type != "cuda":
+        return False
+    return torch.cuda.get_allocator_backend() == "native"
