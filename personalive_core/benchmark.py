@@ -80,6 +80,7 @@ def run_benchmark(
 ) -> None:
     """Measures and prints. InputError for sizes, steps or devices that cannot be."""
     check_size(size, size)
+    Schedule(steps)
     if frames < CHUNK * (SETTLED + 8):
         raise InputError(f"--frames is {frames}, but medians need at least {CHUNK * (SETTLED + 8)}.")
     target = pick_device(device)

@@ -385,3 +385,14 @@ def test_a_disk_that_fills_up(tmp_path):
     for room in 0, size // 2, size - 1:
         assert "a.mp4 cannot be written (File too large)" in write(room)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_encoder_fails_with_comes_out_and_nothing_is_left(tmp_path, monkeypatch):
+    def fail(self, pixels, time):
+        raise MemoryError("no room for a frame")
+
+    monkeypatch.setattr(VideoWriter, "_encode", fail)
+    with pytest.raises(MemoryError, match="no room"), VideoWriter(tmp_path / "out.mp4", 64, 64, Fraction(25)) as video:
+        for i in range(50):  # more than may wait for the encoder
+            video.write(np.zeros((64, 64, 3), np.uint8), i / Fraction(25))
+    assert not list(tmp_path.iterdir())

@@ -88,6 +88,13 @@ def test_host_nodes_take_the_latents(host):
     assert read_frames(saved(host, succeed(host, prompt), "save")).shape == (FRAMES, SIZE, SIZE, 3)
 
 
+def test_assemble_video_decodes_as_the_host_does(host):
+    prompt = sampling() | {"compare": node("TestDecoders", samples=["sample", 0], vae=["vae", 0])}
+    found = succeed(host, prompt).outputs["compare"]
+    assert found["frames"] == [FRAMES]
+    assert found["error"][0] < 1e-4
+
+
 def test_another_seed_reuses_reference_and_motion(host):
     first = succeed(host, sampling(seed=1))
     second = succeed(host, sampling(seed=2))

@@ -60,6 +60,22 @@ class TestConditioning:
         return ([[torch.zeros(1, 77, 768), {}]],)
 
 
+class TestDecoders:
+    """How far the pack's decoding is from the host's own."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "compare", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"samples": ("LATENT",), "vae": ("VAE",)}}
+
+    def compare(self, samples, vae):
+        (module,) = (m for name, m in sys.modules.items() if name.endswith("nodes.decode"))
+        ours = torch.cat([frames.clone() for frames in module.decoded(vae, samples["samples"])])
+        theirs = vae.decode(samples["samples"])
+        return {"ui": {"error": [((ours - theirs).norm() / theirs.norm()).item()], "frames": [len(ours)]}}
+
+
 @PromptServer.instance.routes.get("/test/loaded_models")
 async def loaded_models(request):
     return web.json_response([loaded.model.model.__class__.__name__ for loaded in _loaded()])
@@ -73,4 +89,5 @@ NODE_CLASS_MAPPINGS = {
     "TestPicture": TestPicture,
     "TestOutOfMemory": TestOutOfMemory,
     "TestConditioning": TestConditioning,
+    "TestDecoders": TestDecoders,
 }
