@@ -1,6 +1,5 @@
-"""The Triton kernels against their plain twins: on a GPU as they run there, on a CPU in Triton's interpreter."""
-
-import os
+"""The Triton kernels against their plain twins: on a GPU as they run there, on a CPU in Triton's interpreter, which
+conftest.py switches on."""
 
 import pytest
 import torch
@@ -12,8 +11,6 @@ from personalive_core.seeded import normal
 from tiny import error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="needs Triton")
 kernels = pytest.importorskip("personalive_core.kernels")
 

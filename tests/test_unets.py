@@ -82,9 +82,7 @@ def test_kept_keys_and_values_equal_attention_over_joined_tokens():
         return x.unflatten(-1, (attn1.heads, -1)).transpose(1, 2)
 
     joined = torch.cat([own, reference.expand(16, -1, -1), keyframe.expand(16, -1, -1)], dim=1)
-    plain = F.scaled_dot_product_attention(
-        *(heads(x) for x in (own @ to_q.mT, joined @ to_k.mT, joined @ to_v.mT))
-    )
+    plain = F.scaled_dot_product_attention(*(heads(x) for x in (own @ to_q.mT, joined @ to_k.mT, joined @ to_v.mT)))
     kept = [torch.cat(pair, 1) for pair in zip(attn1.keys_values(reference), attn1.keys_values(keyframe), strict=True)]
     assert error(attn1(own, tuple(kept)), attn1.to_out[0](plain.transpose(1, 2).flatten(2))) < 1e-6
 
