@@ -105,15 +105,15 @@ class AdjustMotion(io.ComfyNode):
             times=loop,
             back_and_forth=back_and_forth,
         )
-        faces = motion.faces[start : start + count if count else None]
-        if faces:
-            used = len(faces)
+        seen = motion.seen[start : start + count if count else None]
+        if seen:
+            used = len(seen)
             nearest = nearest_frames(used, before.frame_rate, performance.frame_rate)
-            faces = [faces[nearest[i]] for i in loop_order(len(nearest), loop, back_and_forth)]
+            seen = [seen[nearest[i]] for i in loop_order(len(nearest), loop, back_and_forth)]
         if audio is not None:
             audio = _trimmed(audio, start / before.frame_rate, len(performance.motion) / performance.frame_rate, loop)
         portrait = reference.reference.motion if reference else motion.portrait
-        return io.NodeOutput(NodeMotion(performance, portrait, faces), float(performance.frame_rate), audio)
+        return io.NodeOutput(NodeMotion(performance, portrait, seen), float(performance.frame_rate), audio)
 
 
 def _trimmed(audio: dict, begin: Fraction, length: Fraction, loop: int) -> dict | None:

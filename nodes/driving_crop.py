@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from ..personalive_core.driving_crop import (
     MODES,
     DrivingCrop,
+    DrivingFrame,
     find_fixed_square,
     locate_by_detector,
     locate_by_keypoints,
@@ -33,7 +34,7 @@ class CropSettings:
 
     def open(
         self, model: PersonaLiveModel, driving, frame_rate: float, start: int, count: int
-    ) -> Callable[[np.ndarray], np.ndarray]:
+    ) -> Callable[[np.ndarray], DrivingFrame]:
         """What crops the frames from `start` on, in order. For the fixed square they are all looked at beforehand."""
         detector = open_detector(self.detector)
         if detector is None:
@@ -46,7 +47,9 @@ class CropSettings:
             with open_driving(driving, frame_rate) as source:
                 pictures = islice(source.frames, start, start + count if count else None)
                 fixed = find_fixed_square(map(_cancellable, pictures), locate, **room)
-        return DrivingCrop(locate, self.mode, fixed=fixed, **room).cut
+        # With a fixed square only a detector has more to say: whether there is a face.
+        locate_now = locate if detector or fixed is None else None
+        return DrivingCrop(locate_now, self.mode, fixed=fixed, **room).cut
 
 
 def _cancellable(picture: np.ndarray) -> np.ndarray:

@@ -5,20 +5,23 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import io
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..personalive_core.adjust import Performance, trim
 from ..personalive_core.config import CHUNK
+from ..personalive_core.driving_crop import DrivingFrame
 from ..personalive_core.errors import InputError
 from ..personalive_core.held import Hold, describe_held
 from ..personalive_core.keypoints import crop_faces, draw_keypoint_map, transform_keypoints
 from ..personalive_core.motion import Motion, MotionRecord, extract_motion
+from ..personalive_core.portrait import draw_crop
 from ..personalive_core.sheet import BORDER, HELD, ContactSheet
 from . import convert, memory
 from .driving import Driving, open_driving
@@ -29,16 +32,29 @@ from .reference import NodeReference, ReferenceType
 log = logging.getLogger("personalive")
 
 FACE_SIZE = 128  # of the kept pictures of faces, pixels
+WHOLE_SIZE = 192  # of the longer side of the kept driving frames
 PREVIEW_SIZE = 256
+
+
+class Seen(NamedTuple):
+    """What is kept of a driving frame, as JPEG."""
+
+    face: bytes
+    whole: bytes | None  # all of it, with the square of the driving crop, if there is one
+
+    def draw(self, size: int) -> np.ndarray:
+        """Frame and face side by side, uint8 (size, 2 * size, 3), or the face alone."""
+        tiles = [ImageOps.pad(_opened(file), (size, size)) for file in (self.whole, self.face) if file]
+        return np.concatenate([np.asarray(tile) for tile in tiles], axis=1)
 
 
 @dataclass(frozen=True)
 class NodeMotion:
-    """The core's performance, the motion of the portrait it is for, and small pictures of the faces that were seen."""
+    """The core's performance, the motion of the portrait it is for, and small pictures of the driver."""
 
     performance: Performance
     portrait: Motion
-    faces: list[bytes]  # JPEG, one a frame; none for motion from a file
+    seen: list[Seen]  # one a frame; none for motion from a file
 
     def check_reference(self, reference: NodeReference) -> None:
         if not torch.equal(self.portrait.tokens, reference.reference.motion.tokens):
@@ -124,16 +140,16 @@ class ExtractMotion(io.ComfyNode):
         crop: CropSettings | None = None,
     ) -> io.NodeOutput:
         reference.check_model(model)
-        cut = crop.open(model, driving, frame_rate, start, count) if crop else None
+        cut = crop.open(model, driving, frame_rate, start, count) if crop else DrivingFrame
         with open_driving(driving, frame_rate) as source:
-            motion, faces = _extract(model, source, start, count, cut, mirror, hold)
+            motion, seen = _extract(model, source, start, count, cut, mirror, hold)
             audio = source.read_audio(start, len(motion))
         held = describe_held(motion.held)
         if held:
             log.warning("%s: %s", source.name, held)
         performance = Performance(motion, source.frame_rate, source.name)
         return io.NodeOutput(
-            NodeMotion(performance, reference.reference.motion, faces), float(source.frame_rate), audio, held
+            NodeMotion(performance, reference.reference.motion, seen), float(source.frame_rate), audio, held
         )
 
 
@@ -142,33 +158,42 @@ def _extract(
     source: Driving,
     start: int,
     count: int,
-    cut: Callable[[np.ndarray], np.ndarray] | None,
+    cut: Callable[[np.ndarray], DrivingFrame],
     mirror: bool,
     hold: bool,
-) -> tuple[Motion, list[bytes]]:
+) -> tuple[Motion, list[Seen]]:
     frames = islice(source.frames, start, start + count if count else None)
-    frames = map(cut, frames) if cut else frames
     total = min(filter(None, (count, source.count and source.count - start)), default=0)
     bar = comfy.utils.ProgressBar(max(1, total))
-    record, faces = MotionRecord(), []
+    record, seen = MotionRecord(), []
     networks = motion = None
     holding = Hold()
     while chunk := list(islice(frames, CHUNK)):
-        pictures = np.stack(chunk)
+        cropped = [cut(picture) for picture in chunk]
+        pictures = np.stack([frame.pixels for frame in cropped])
         height, width = pictures.shape[1:3]
         networks = networks or model.load("motion_extractor", "motion_encoder", memory=memory.motion(width, height))
         pictures = pictures[:, :, ::-1].copy() if mirror else pictures
         pixels = convert.to_pixels(pictures, model.device)
         motion = extract_motion(*networks, pixels, motion)
-        record.append(holding.push(motion, pixels) if hold else motion)
+        record.append(holding.push(motion, pixels, [frame.has_face for frame in cropped]) if hold else motion)
         crops = ((crop_faces(pixels, motion.boxes, FACE_SIZE) / 2 + 0.5) * 255).byte()
-        faces += [_jpeg(face) for face in rearrange(crops, "f c h w -> f h w c").cpu().numpy()]
-        preview = Image.open(bytes_io.BytesIO(faces[-1]))
-        bar.update_absolute(len(faces), max(total, len(faces)), ("JPEG", preview, None))
-    if not faces:
+        faces = rearrange(crops, "f c h w -> f h w c").cpu().numpy()
+        for picture, frame, face in zip(chunk, cropped, faces, strict=True):
+            seen.append(Seen(_jpeg(face), _draw_whole(picture, frame, mirror) if frame.square else None))
+        preview = Image.fromarray(seen[-1].draw(WHOLE_SIZE))
+        bar.update_absolute(len(seen), max(total, len(seen)), ("JPEG", preview, None))
+    if not seen:
         raise InputError(f"there are no driving frames from frame {start} on: lower 'start' or choose another video.")
     holding.finish()
-    return record.motion(), faces
+    return record.motion(), seen
+
+
+def _draw_whole(picture: np.ndarray, frame: DrivingFrame, mirror: bool) -> bytes:
+    drawn = draw_crop(picture, frame.square, [])
+    small = Image.fromarray(drawn[:, ::-1] if mirror else drawn)
+    small = ImageOps.contain(small, (WHOLE_SIZE, WHOLE_SIZE), Image.Resampling.BOX)
+    return _jpeg(np.asarray(small))
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
@@ -184,7 +209,8 @@ class PreviewMotion(io.ComfyNode):
             node_id="PersonaLivePreviewMotion",
             display_name="Preview Motion",
             category="PersonaLive",
-            description="Shows what the model sees: the face it cut out, and the pose as seven coloured dots.",
+            description="Shows what the model sees: the face it cut out, and the pose as seven coloured dots; with "
+            "Crop Driving the whole frame and its square too.",
             inputs=[
                 MotionType.Input("motion", tooltip="From Extract Motion."),
                 io.Int.Input("start", default=0, min=0, max=10_000_000, tooltip="First frame to show."),
@@ -199,9 +225,9 @@ class PreviewMotion(io.ComfyNode):
         poses = motion.performance.retargeted(motion.portrait, slice(start, start + count)).pose
         dots = draw_keypoint_map(transform_keypoints(poses), PREVIEW_SIZE, PREVIEW_SIZE)
         pictures = [rearrange(dots, "1 c f h w -> f h w c")]
-        if motion.faces:
-            faces = [_opened(face).resize((PREVIEW_SIZE, PREVIEW_SIZE)) for face in motion.faces[start:][:count]]
-            pictures.insert(0, convert.to_image(np.stack([np.asarray(face) for face in faces])))
+        if motion.seen:
+            drawn = [seen.draw(PREVIEW_SIZE) for seen in motion.seen[start:][:count]]
+            pictures.insert(0, convert.to_image(np.stack(drawn)))
         images = torch.cat(pictures, dim=2)
         for i in shown.held.nonzero().flatten().tolist():
             for edge in (images[i, :BORDER], images[i, -BORDER:], images[i, :, :BORDER], images[i, :, -BORDER:]):
@@ -209,8 +235,8 @@ class PreviewMotion(io.ComfyNode):
         return io.NodeOutput(images)
 
 
-def _opened(face: bytes) -> Image.Image:
-    return Image.open(bytes_io.BytesIO(face))
+def _opened(file: bytes) -> Image.Image:
+    return Image.open(bytes_io.BytesIO(file))
 
 
 class MakeContactSheet(io.ComfyNode):
@@ -241,8 +267,8 @@ class MakeContactSheet(io.ComfyNode):
             if sheet.wants(i):
                 retargeted = performance.retargeted(motion.portrait, slice(i, i + 1))
                 sheet.add_keypoints(i, retargeted)
-                if motion.faces:
-                    sheet.add("driver", i, np.asarray(_opened(motion.faces[i])), bool(retargeted.held[0]))
+                if motion.seen:
+                    sheet.add("driver", i, np.asarray(_opened(motion.seen[i].face)), bool(retargeted.held[0]))
         if result is not None:
             with open_driving(result, 0.0) as source:
                 for i, pixels in enumerate(source.frames):

@@ -10,7 +10,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .driving_crop import MODES, DrivingCrop, Locate, find_fixed_square, locate_by_detector, locate_by_keypoints
+from .driving_crop import (
+    MODES,
+    DrivingCrop,
+    DrivingFrame,
+    Locate,
+    find_fixed_square,
+    locate_by_detector,
+    locate_by_keypoints,
+)
 from .errors import InputError
 from .faces import Box, choose_face, find_faces, load_detector
 from .networks.motion_extractor import MotionExtractor
@@ -101,11 +109,11 @@ class CropOptions:
             )
         return self._crop.cut(picture, options.width)
 
-    def driving(self, extractor: MotionExtractor, device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
+    def driving(self, extractor: MotionExtractor, device: torch.device) -> Callable[[np.ndarray], DrivingFrame]:
         """What is done to each driving picture. For the fixed square the video is read once beforehand."""
         options = self._options
         if options.crop_driving is None:
-            return lambda pixels: pixels
+            return DrivingFrame
         locate: Locate = locate_by_keypoints(extractor, device)
         if self._detector:
             locate = locate_by_detector(self._detector)
@@ -118,7 +126,9 @@ class CropOptions:
                 pictures = (frame.pixels for frame in islice(video, options.start, end))
                 pictures = tqdm(pictures, desc="looking for the driver's head", unit="frame", leave=False)
                 fixed = find_fixed_square(pictures, locate, **room)
-        return DrivingCrop(locate, options.crop_driving, fixed=fixed, **room).cut
+        # With a fixed square only a detector has more to say: whether there is a face.
+        locate_now = locate if self._detector or fixed is None else None
+        return DrivingCrop(locate_now, options.crop_driving, fixed=fixed, **room).cut
 
     def finish(self, pixels: np.ndarray) -> np.ndarray:
         """An animated picture as it goes into the video."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -61,43 +62,55 @@ def locate_by_keypoints(extractor: MotionExtractor, device: torch.device | str =
     return locate
 
 
+class DrivingFrame(NamedTuple):
+    """A driving picture, uint8 (H, W, 3); whether it shows a face, as far as is known; the square of a larger picture
+    that it is."""
+
+    pixels: np.ndarray
+    has_face: bool = True
+    square: Crop | None = None
+
+
 class DrivingCrop:
-    """Cuts the driver's head out of frame after frame: uint8 (H, W, 3) -> uint8 (SIZE, SIZE, 3).
+    """Cuts the driver's head out of frame after frame: uint8 (H, W, 3) -> SIZE x SIZE pixels.
 
     mode: "smoothed" follows the head with a calm square, "per-frame" with the square of each frame alone; "fixed" is
     one square for the whole clip, which `find_fixed_square` finds beforehand. Until the first face, the middle.
+
+    A frame has a face if `locate` found one whose centre is in the square. With a fixed square `locate` serves that
+    alone and may be None: then all frames count as having one.
     """
 
     def __init__(
         self,
-        locate: Locate,
+        locate: Locate | None,
         mode: str = "smoothed",
         *,
         margin: float = MARGIN,
         shift: float = SHIFT,
         fixed: Crop | None = None,
     ):
-        if mode not in MODES or (mode == "fixed") != (fixed is not None):
+        if mode not in MODES or (mode == "fixed") != (fixed is not None) or (locate is None and fixed is None):
             raise ValueError(f"the mode is {mode!r}, with a fixed square or not: {fixed}")
         self._locate, self._margin, self._shift, self._fixed = locate, margin, shift, fixed
         self._smooth = Smoother() if mode == "smoothed" else lambda box: box
         self._before: Box | None = None  # where a face was last found
         self._shown: Box | None = None
 
-    def square(self, picture: np.ndarray) -> Crop:
-        """The square for the next frame; every frame must go through here once, in order."""
-        if self._fixed is not None:
-            return self._fixed
-        found = self._locate(picture, self._before)
+    def cut(self, picture: np.ndarray) -> DrivingFrame:
+        """The next frame; every frame must go through here once, in order."""
+        found = self._locate(picture, self._before) if self._locate else None
         self._before = found or self._before
+        square = self._fixed or self._follow(found, picture)
+        has_face = self._locate is None or (found is not None and _is_inside(square, *found.centre))
+        return DrivingFrame(square.cut(picture, SIZE), has_face, square)
+
+    def _follow(self, found: Box | None, picture: np.ndarray) -> Crop:
         self._shown = self._smooth(found) or self._shown
         height, width = picture.shape[:2]
         if self._shown is None:
             return Crop.centred(width, height)
         return _square_around(self._shown, width, height, self._margin, self._shift)
-
-    def cut(self, picture: np.ndarray) -> np.ndarray:
-        return self.square(picture).cut(picture, SIZE)
 
 
 def find_fixed_square(
@@ -131,6 +144,10 @@ def _square_around(face: Box, width: int, height: int, margin: float, shift: flo
     side = min(face.side * (1 + 2 * margin), width, height)
     x, y = (min(max(c, 0), length) for c, length in zip(face.centre, (width, height), strict=True))
     return Crop(x - side / 2, y + shift * face.side - side / 2, side, width, height)
+
+
+def _is_inside(square: Crop, x: float, y: float) -> bool:
+    return 0 <= x - square.left <= square.side and 0 <= y - square.top <= square.side
 
 
 class Smoother:

@@ -1,9 +1,11 @@
 """Frames that say nothing about the driver's face: the last good motion is held through them, and blended back after.
 
 Whether a frame is good is told from what is there anyway: the keypoints, the head's angles, and the picture at 32 x 32.
-The networks have no output that says "this is a face", so an ordinary picture without one may pass.
+The networks have no output that says "this is a face", so an ordinary picture without one may pass, unless a detector
+has looked at it.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 from itertools import groupby
 
@@ -20,6 +22,7 @@ FLAT = 0.02  # standard deviation of a thumbnail, of 1; frames of a person have 
 CUT = 0.15  # mean difference between the thumbnails of two frames, of 1; frames of one shot differ by 0.03 at most
 FEWEST_DOTS = 3  # of the seven keypoints, inside the picture
 TURNED_AWAY = 75  # degrees between where the head looks and the camera
+MISSES = 3  # frames in a row; so many without a face are the detector's fault
 BLEND = 4  # frames from the held motion back to the driver's
 
 
@@ -41,24 +44,32 @@ class Hold:
 
     Good frames keep every bit, but for the four after held ones, which are blended. Frames before the first good one
     wait for it and get its motion. What comes out does not depend on how the frames are cut into pieces.
+
+    Where a detector has looked: it misses a face now and then, and whether it is there again in the next frames is not
+    known yet. So up to `MISSES` frames after one with a face keep the networks' own motion. If more follow, those are
+    held, with the motion of the last frame that had a face. Before the first face no miss is forgiven.
     """
 
     def __init__(self) -> None:
         self._waiting: list[Reason] = []  # frames before the first good one
-        self._shown: Motion | None = None  # the last motion given out
+        self._missed = MISSES  # frames in a row in which the detector found no face
+        self._shown: Motion | None = None  # the last motion given out, but for frames that the detector missed
         self._anchor: Motion | None = None  # the held motion that is blended back from
         self._blended = 0  # frames since it was held
         self._thumbnail: Tensor | None = None  # of the last frame with a picture
         self._was_cut = False
 
-    def push(self, motion: Motion, frames: Tensor) -> Motion:
+    def push(self, motion: Motion, frames: Tensor, has_face: Sequence[bool] | None = None) -> Motion:
         """The motion of F frames as extracted, and the frames (F, 3, H, W) in [0, 1] -> what is ready, marked `held`.
 
-        Nothing is ready before the first good frame.
+        `has_face` is what a detector found in each frame, if there is one. Nothing is ready before the first good
+        frame.
         """
         thumbnails = F.interpolate(frames, size=(THUMBNAIL, THUMBNAIL), mode="area").cpu()
         ready = []
         for i, reason in enumerate(_judge(motion)):
+            self._missed = 0 if has_face is None or has_face[i] else self._missed + 1
+            reason = Reason.NO_FACE if self._missed > MISSES else reason
             reason, is_cut = self._look(reason, thumbnails[i])
             ready += self._next(motion[i : i + 1], reason, is_cut)
         return Motion.cat(ready) if ready else motion[:0]
@@ -95,14 +106,16 @@ class Hold:
         if reason:
             self._anchor, self._blended = self._shown, 0
             return [self._shown.marked(reason)]
-        self._shown = own
+        shown = own
         if self._anchor is not None:
             self._blended += 1
             if self._blended > BLEND or in_series:
                 self._anchor = None
             else:
-                self._shown = _blend(self._anchor, own, self._blended / (BLEND + 1))
-        return [self._shown]
+                shown = _blend(self._anchor, own, self._blended / (BLEND + 1))
+        if not self._missed:
+            self._shown = shown
+        return [shown]
 
 
 def _judge(motion: Motion) -> list[Reason]:

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from .adjust import Performance, Strength, retarget_motion
+from .driving_crop import DrivingFrame
 from .errors import InputError
 from .held import describe_held
 from .keyframes import KeyframeSettings
@@ -150,7 +151,7 @@ class MotionOptions:
             self._driving.close()
 
     def settings(
-        self, pipeline: Pipeline, reference: Reference, crop: Callable[[np.ndarray], np.ndarray]
+        self, pipeline: Pipeline, reference: Reference, crop: Callable[[np.ndarray], DrivingFrame]
     ) -> dict[str, Any]:
         """The motion, and the other settings that `Pipeline.animate_motion` takes with it."""
         options, neutral = self._options, None
@@ -186,17 +187,17 @@ class MotionOptions:
             "neutral": neutral,
         }
 
-    def _frames(self, crop: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
+    def _frames(self, crop: Callable[[np.ndarray], DrivingFrame]) -> Iterator[DrivingFrame]:
         begin = None
         for i, frame in enumerate(islice(self._video, self._options.length or None)):
             begin = frame.time if begin is None else begin
             self._times.append(frame.time - begin)
-            pixels = crop(frame.pixels)
+            cropped = crop(frame.pixels)
             if self._options.mirror:
-                pixels = pixels[:, ::-1]
+                cropped = cropped._replace(pixels=cropped.pixels[:, ::-1])
             if self._sheet and self._keeps_times:
-                self._sheet.add("driver", i, pixels)
-            yield pixels
+                self._sheet.add("driver", i, cropped.pixels)
+            yield cropped
 
     def _seen(self, pieces: Iterable[Motion], portrait: Motion) -> Iterator[Motion]:
         """The same pieces; what is to be kept of them is."""

@@ -16,6 +16,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from .adjust import PUBLISHED, Strength
 from .config import CHUNK, LATENT_SCALE
+from .driving_crop import DrivingFrame
 from .errors import InputError
 from .gpu import Arrival, CapturedNetwork, can_capture, on_stream, send, side_stream, visiting
 from .held import Hold
@@ -166,25 +167,27 @@ class Pipeline:
             pixels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte()
             return Arrival(rearrange(pixels, "f c h w -> f h w c").contiguous())
 
-    def motions(self, frames: Iterable[np.ndarray], hold: bool = True) -> Iterator[Motion]:
-        """Driving frames, uint8 (H, W, 3) one after the other -> their motion, in pieces, as many frames in all.
+    def motions(self, frames: Iterable[np.ndarray | DrivingFrame], hold: bool = True) -> Iterator[Motion]:
+        """Driving frames, uint8 (H, W, 3) or out of a `DrivingCrop`, one after the other -> their motion, in pieces, as
+        many frames in all.
 
         With `hold`, the last good motion stands in for frames without a face: see `held.Hold`. InputError where there
         is no frame, or none with a face.
         """
-        frames, holding, motion = iter(frames), Hold(), None
-        while chunk := list(islice(frames, CHUNK)):
+        seen = (frame if isinstance(frame, DrivingFrame) else DrivingFrame(frame) for frame in frames)
+        holding, motion = Hold(), None
+        while chunk := list(islice(seen, CHUNK)):
             with torch.inference_mode(), on_stream(self.motion_stream):
-                pixels = self._pixels(np.stack(chunk))
+                pixels = self._pixels(np.stack([frame.pixels for frame in chunk]))
                 motion = extract_motion(self.motion_extractor, self.motion_encoder, pixels, motion)
-                ready = holding.push(motion, pixels) if hold else motion
+                ready = holding.push(motion, pixels, [frame.has_face for frame in chunk]) if hold else motion
             yield ready
         if motion is None:
             raise InputError("there are no driving frames: give a video or a picture with at least one.")
         holding.finish()
 
     def animate(
-        self, reference: Reference, frames: Iterable[np.ndarray], *, hold: bool = True, **settings: Any
+        self, reference: Reference, frames: Iterable[np.ndarray | DrivingFrame], *, hold: bool = True, **settings: Any
     ) -> Generator[np.ndarray, None, None]:
         """Driving frames, uint8 (H, W, 3) one after the other -> as many animated ones, up to four at a time.
 

@@ -69,6 +69,20 @@ def test_the_driving_video_is_cropped(weights, portrait, detector, tmp_path, mod
     assert not np.array_equal(whole, cropped)
 
 
+@pytest.mark.parametrize("detected", [True, False])
+def test_a_driver_who_leaves_is_reported(weights, portrait, detector, tmp_path, capsys, detected):  # noqa: F811
+    driving = tmp_path / "driving.mp4"
+    with VideoWriter(driving, 640, 400, RATE) as video:
+        for i in range(14):
+            frame = scene((200, 60, 222)).copy() if not 3 <= i < 9 else scene().copy()
+            frame[350:, :200] = 90  # furniture, so that the picture is not empty without the face
+            video.write(frame, i / RATE)
+    options = ["--crop-driving", "--margin", "1", *(["--detector", detector] if detected else [])]
+    assert animate(weights, portrait, driving, tmp_path / "out.mp4", *options) == 0
+    assert len(frames_of(tmp_path / "out.mp4")) == 14
+    assert ("in 3 of 14 frames: 6 to 8 (no face)" in capsys.readouterr().err) == detected
+
+
 def test_keypoints_refine_the_detectors_box(weights, group, detector, tmp_path, monkeypatch):  # noqa: F811
     """The untrained keypoints show nothing, so what they say is put in their place."""
     asked = []

@@ -18,6 +18,7 @@ from personalive_core.driving_crop import (
 from personalive_core.errors import InputError
 from personalive_core.faces import Box, load_detector
 from personalive_core.networks.motion_extractor import MotionExtractor
+from personalive_core.portrait import Crop
 from test_faces import scene
 from tiny import seeded
 
@@ -121,12 +122,12 @@ def test_the_head_stays_in_the_cropped_frames(detector, mode):
     locate = locate_by_detector(detector)
     fixed = find_fixed_square(iter(frames), locate) if mode == "fixed" else None
     crop = DrivingCrop(locate, mode, fixed=fixed)
-    cut = [crop.cut(frame) for frame in frames]
+    cut = [crop.cut(frame).pixels for frame in frames]
     assert all(picture.shape == (SIZE, SIZE, 3) for picture in cut)
     centres = [locate(picture, None).centre for picture in cut]
     room = SIZE * (0.25 if mode == "fixed" else 0.08)
     assert all(abs(x - SIZE / 2) < room and abs(y - SIZE / 2) < SIZE * 0.15 for x, y in centres)
-    squares = {DrivingCrop(locate, mode, fixed=fixed).square(frame) for frame in frames}
+    squares = {DrivingCrop(locate, mode, fixed=fixed).cut(frame).square for frame in frames}
     assert (len(squares) == 1) == (mode == "fixed")
 
 
@@ -144,18 +145,38 @@ def test_a_clip_without_a_face(detector):
     frames = [scene()] * 5
     with pytest.raises(InputError, match="no frame of the driving video shows a face"):
         find_fixed_square(iter(frames), locate_by_detector(detector))
-    crop = DrivingCrop(locate_by_detector(detector)).square(frames[0])
+    crop = DrivingCrop(locate_by_detector(detector)).cut(frames[0]).square
     assert (crop.left, crop.top, crop.side) == (120, 0, 400)  # the middle, until there is one
 
 
 def test_a_square_over_the_edge_is_not_moved_in(detector):
     frame = scene((-60, 60, 240))
     box = Box(-20, 80, 165, 165)
-    square = DrivingCrop(lambda *_: box, margin=0.5, shift=0).square(frame)
+    square = DrivingCrop(lambda *_: box, margin=0.5, shift=0).cut(frame).square
     assert square.left + square.side / 2 == box.centre[0] and square.left < -20
 
 
 def test_keypoints_follow_without_a_detector():
     extractor = seeded(MotionExtractor(TINY.motion_extractor, device="meta"), "motion_extractor")
     crop = DrivingCrop(locate_by_keypoints(extractor))
-    assert crop.cut(scene((200, 60, 222))).shape == (SIZE, SIZE, 3)
+    frame = crop.cut(scene((200, 60, 222)))
+    assert frame.pixels.shape == (SIZE, SIZE, 3) and frame.has_face
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_face_is_missed_where_it_is_not_or_not_in_the_square(mode):
+    """It is nowhere, then far off: a square that follows goes there at last, a fixed one stays."""
+    there, far = Box(40, 100, 80, 80), Box(500, 100, 80, 80)
+    places = [there] * 3 + [None] * 2 + [far] * (PATIENCE + 1)
+    boxes = iter(places)
+    fixed = Crop(0, 60, 160, 640, 400) if mode == "fixed" else None
+    crop = DrivingCrop(lambda *_: next(boxes), mode, fixed=fixed)
+    found = [crop.cut(scene()).has_face for _ in places]
+    late = {"smoothed": PATIENCE - 1, "fixed": PATIENCE + 1, "per-frame": 0}[mode]
+    assert found == [True] * 3 + [False] * (2 + late) + [True] * (PATIENCE + 1 - late)
+
+
+def test_a_fixed_square_alone_looks_for_nothing():
+    fixed = Crop(0, 60, 160, 640, 400)
+    frame = DrivingCrop(None, "fixed", fixed=fixed).cut(scene())
+    assert frame.has_face and frame.square == fixed

@@ -5,12 +5,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from haar import write_cascade
 from personalive_core.demo import draw_face, tiny_pipeline
+from personalive_core.driving_crop import MODES, DrivingCrop, find_fixed_square, locate_by_detector
 from personalive_core.errors import InputError
-from personalive_core.held import BLEND, CUT, Hold, Reason, describe_held
+from personalive_core.faces import load_detector
+from personalive_core.held import BLEND, CUT, MISSES, Hold, Reason, describe_held
 from personalive_core.keypoints import HeadPose
 from personalive_core.motion import Motion
 from personalive_core.seeded import normal, uniform
+from test_faces import scene
 
 GOOD, NO_FACE, NO_PICTURE, TURNED_AWAY, SCENE_CUT = Reason
 
@@ -39,11 +43,11 @@ def spoil(motion: Motion, pictures: Tensor, frame: int, reason: Reason) -> None:
         pictures[frame:] = pictures[frame:].flip(-1)
 
 
-def run(motion: Motion, pictures: Tensor, cuts: list[int]) -> Motion:
+def run(motion: Motion, pictures: Tensor, cuts: list[int], has_face: list[bool] | None = None) -> Motion:
     hold, out = Hold(), []
     for cut in cuts:
-        out.append(hold.push(motion[:cut], pictures[:cut]))
-        motion, pictures = motion[cut:], pictures[cut:]
+        out.append(hold.push(motion[:cut], pictures[:cut], has_face and has_face[:cut]))
+        motion, pictures, has_face = motion[cut:], pictures[cut:], has_face and has_face[cut:]
     hold.finish()
     return Motion.cat(out)
 
@@ -141,6 +145,34 @@ def test_a_clip_without_a_face_says_so():
         run(motion, pictures, [6])
 
 
+def test_a_detector_may_miss_a_few_frames():
+    motion, pictures = motion_of(20), pictures_of(20)
+    has_face = [frame not in (4, 8, 9, 10) for frame in range(20)]
+    assert same(run(motion, pictures, [20], has_face), motion)
+
+
+def test_frames_that_a_detector_misses_longer_are_held():
+    """With the motion of the last frame that had a face, not of the missed ones."""
+    motion, pictures = motion_of(20), pictures_of(20)
+    has_face = [not 6 <= frame < 12 for frame in range(20)]
+    found = run(motion, pictures, [20], has_face)
+    first = 6 + MISSES
+    assert found.held.tolist() == [0] * first + [NO_FACE] * (12 - first) + [0] * 8
+    assert same(found[:first], motion[:first])
+    assert (found.tokens[first:12] == motion.tokens[5]).all()
+    assert same(found[12 + BLEND :], motion[12 + BLEND :])
+    torch.testing.assert_close(found.tokens[12], torch.lerp(motion.tokens[5], motion.tokens[12], 1 / (BLEND + 1)))
+
+
+def test_before_the_first_face_no_miss_is_forgiven():
+    motion, pictures = motion_of(6), pictures_of(6)
+    found = run(motion, pictures, [6], [False] * 2 + [True] * 4)
+    assert found.held.tolist() == [NO_FACE] * 2 + [0] * 4
+    assert (found.tokens[:2] == motion.tokens[2]).all()
+    with pytest.raises(InputError, match=r"none of the 6 driving frames shows a face \(no face in 6\)"):
+        run(motion, pictures, [6], [False] * 6)
+
+
 def test_cutting_changes_nothing():
     frames = 60
     motion, pictures = motion_of(frames), pictures_of(frames)
@@ -152,6 +184,11 @@ def test_cutting_changes_nothing():
     assert set(whole.held.tolist()) == set(Reason)
     assert same(run(motion, pictures, [1] * frames), whole)
     assert same(run(motion, pictures, [7, 3, 20, 0, 30]), whole)
+    has_face = np.repeat(rng.random(frames // 4) < 0.5, 4).tolist()
+    whole = run(motion, pictures, [frames], has_face)
+    assert whole.held.count_nonzero() > 20
+    assert same(run(motion, pictures, [1] * frames, has_face), whole)
+    assert same(run(motion, pictures, [7, 3, 20, 0, 30], has_face), whole)
 
 
 class FindsDrawnFaces(torch.nn.Module):
@@ -196,3 +233,24 @@ def test_a_face_that_leaves_and_comes_back():
     last_good = held.index(NO_FACE) - 1
     assert (motion.tokens[away] == motion.tokens[last_good]).all()
     assert len(list(pipeline.animate_motion(pipeline.encode_reference(draw_face()[::2, ::2].copy()), [motion]))) == 9
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_face_that_leaves_an_ordinary_picture(tmp_path, mode):
+    """The untrained networks do not notice it, the detector of the driving crop does: six frames without the face."""
+    pipeline, locate = tiny_pipeline(), locate_by_detector(load_detector(write_cascade(tmp_path / "drawn.xml")))
+    frames = [scene((200 + 2 * i, 60, 222)).copy() if not 8 <= i < 14 else scene().copy() for i in range(24)]
+    for frame in frames:
+        frame[350:, :200] = 90  # furniture, so that the picture is not empty without the face
+    room = dict(margin=1.0)
+    fixed = find_fixed_square(frames, locate, **room) if mode == "fixed" else None
+    crop = DrivingCrop(locate, mode, fixed=fixed, **room)
+    seen = [crop.cut(frame) for frame in frames]
+    with torch.inference_mode():
+        found = Motion.cat(list(pipeline.motions(seen)))
+        blind = Motion.cat(list(pipeline.motions(frame.pixels for frame in seen)))
+    assert not (blind.held == NO_FACE).any()
+    assert found.held.eq(NO_FACE).nonzero().flatten().tolist() == list(range(8 + MISSES, 14))
+    assert torch.equal(found.tokens[:8], blind.tokens[:8])
+    assert (found.tokens[8 + MISSES : 14] == found.tokens[7]).all()
+    assert "11 to 13 (no face)" in describe_held(found.held)

@@ -8,6 +8,9 @@ from PIL import Image
 from prompts import node, sampling, video
 from test_nodes import latents, saved, succeed
 
+from personalive_core.demo import draw_face
+from personalive_core.video import VideoWriter
+
 WIDTH, HEIGHT = 641, 400
 
 
@@ -163,6 +166,35 @@ def test_crop_driving(host, mode, detector):
     cropped = latents(host, succeed(host, prompt))
     assert cropped.shape == whole.shape
     assert (cropped - whole).norm() / whole.norm() > 0.01
+
+
+def test_the_driver_leaves_and_the_square_is_shown(host):
+    """For six frames of an ordinary picture without the face."""
+    with VideoWriter(host.base / "input" / "leaving.mp4", 320, 200, RATE) as writer:
+        for i in range(20):
+            frame = Image.new("RGB", (320, 200), "#cfd8dc")
+            if not 8 <= i < 14:
+                frame.paste(Image.fromarray(draw_face()).resize((111, 111)), (150, 40))
+            frame.paste("#5a5a5a", (0, 170, 200, 200))
+            writer.write(np.asarray(frame), i / RATE)
+    prompt = sampling() | {"driving": node("LoadVideo", file="leaving.mp4")}
+    prompt["settings"] = node("PersonaLiveCropDriving", mode="smoothed", detector="drawn.xml", margin=1.0)
+    prompt["motion"]["inputs"] |= {"crop": ["settings", 0], "mirror": True}
+    prompt["text"] = node("PreviewAny", source=["motion", 3])
+    prompt["shown"] = node("PersonaLivePreviewMotion", motion=["motion", 0], start=0, count=1)
+    prompt["pictures"] = node("SaveImage", images=["shown", 0], filename_prefix="leaving")
+    prompt["sheet"] = node("PersonaLiveContactSheet", motion=["motion", 0])
+    prompt["sheet_file"] = node("SaveImage", images=["sheet", 0], filename_prefix="leaving_sheet")
+    run = succeed(host, prompt)
+    (held,) = run.outputs["text"]["text"]
+    assert held == "held the last good motion in 3 of 20 frames: 11 to 13 (no face)"
+    shown = picture(host, run, "pictures").astype(int)
+    assert shown.shape == (256, 3 * 256, 3)  # the frame with its square, the face, the dots
+    line = shown[:, :256, :2].min(-1) - shown[:, :256, 2] > 60  # yellow, after JPEG
+    columns = np.nonzero(line.any(0))[0]
+    face = 256 - (150 + 111 / 2) * 256 / 320  # mirrored
+    assert abs((columns.min() + columns.max()) / 2 - face) < 10
+    assert run.previews["motion"]
 
 
 def test_an_animated_video_that_is_not_square(host):
