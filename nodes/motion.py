@@ -268,7 +268,10 @@ class MakeContactSheet(io.ComfyNode):
                 retargeted = performance.retargeted(motion.portrait, slice(i, i + 1))
                 sheet.add_keypoints(i, retargeted)
                 if motion.seen:
-                    sheet.add("driver", i, np.asarray(_opened(motion.seen[i].face)), bool(retargeted.held[0]))
+                    face, whole = motion.seen[i]
+                    sheet.add("driver", i, np.asarray(_opened(face)), bool(retargeted.held[0]))
+                    if whole:
+                        sheet.add_whole(i, np.asarray(_opened(whole)))
         if result is not None:
             with open_driving(result, 0.0) as source:
                 for i, pixels in enumerate(source.frames):

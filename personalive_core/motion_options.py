@@ -20,6 +20,7 @@ from .held import describe_held
 from .keyframes import KeyframeSettings
 from .motion import Motion, MotionRecord
 from .motion_file import load_motion, save_motion
+from .portrait import draw_crop
 from .reference import Reference
 from .sheet import ContactSheet
 from .standalone import Pipeline
@@ -197,6 +198,9 @@ class MotionOptions:
                 cropped = cropped._replace(pixels=cropped.pixels[:, ::-1])
             if self._sheet and self._keeps_times:
                 self._sheet.add("driver", i, cropped.pixels)
+                if cropped.square and self._sheet.wants(i):
+                    whole = draw_crop(frame.pixels, cropped.square, [])
+                    self._sheet.add_whole(i, whole[:, ::-1] if self._options.mirror else whole)
             yield cropped
 
     def _seen(self, pieces: Iterable[Motion], portrait: Motion) -> Iterator[Motion]:

@@ -1,12 +1,12 @@
 """A contact sheet: what the driver did, what was read off it, and what came out, at a few moments side by side."""
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from .keypoints import draw_keypoint_map, transform_keypoints
 from .motion import Motion
 
-ROWS = ("driver", "keypoints", "result")
+ROWS = ("whole", "driver", "keypoints", "result")
 HELD = (229, 57, 53)  # the colour around a driver's frame whose motion was held
 BORDER = 4
 
@@ -38,6 +38,12 @@ class ContactSheet:
         if held:
             ImageDraw.Draw(tile).rectangle((0, 0, self.tile - 1, self.tile - 1), outline=HELD, width=BORDER)
         self._tiles[row, index] = tile
+
+    def add_whole(self, index: int, picture: np.ndarray) -> None:
+        """The whole frame that the driver was cropped out of, with the square in it; all of it is shown."""
+        if self.wants(index):
+            size = self.tile, self.tile
+            self.add("whole", index, np.asarray(ImageOps.pad(Image.fromarray(picture), size, Image.Resampling.BOX)))
 
     def add_keypoints(self, index: int, retargeted: Motion) -> None:
         """One frame of motion as it reaches the networks."""

@@ -77,10 +77,19 @@ def test_a_driver_who_leaves_is_reported(weights, portrait, detector, tmp_path, 
             frame = scene((200, 60, 222)).copy() if not 3 <= i < 9 else scene().copy()
             frame[350:, :200] = 90  # furniture, so that the picture is not empty without the face
             video.write(frame, i / RATE)
-    options = ["--crop-driving", "--margin", "1", *(["--detector", detector] if detected else [])]
+    sheet = tmp_path / "sheet.png"
+    options = ["--crop-driving", "--margin", "1", "--mirror", "--sheet", str(sheet)]
+    options += ["--detector", detector] if detected else []
     assert animate(weights, portrait, driving, tmp_path / "out.mp4", *options) == 0
     assert len(frames_of(tmp_path / "out.mp4")) == 14
     assert ("in 3 of 14 frames: 6 to 8 (no face)" in capsys.readouterr().err) == detected
+    with Image.open(sheet) as image:
+        assert image.size == (7 * 128, 4 * 128)  # whole frame, driver, keypoints, result
+        whole = np.asarray(image)[:128, :128].astype(int)
+    assert not whole[:24].any() and not whole[-24:].any()  # all of it, between black bars
+    columns = np.nonzero((whole[..., :2].min(-1) - whole[..., 2] > 60).any(0))[0]  # the yellow square
+    if detected:
+        assert abs((columns.min() + columns.max()) / 2 - (128 - (200 + 222 / 2) / 5)) < 4
 
 
 def test_keypoints_refine_the_detectors_box(weights, group, detector, tmp_path, monkeypatch):  # noqa: F811

@@ -194,6 +194,7 @@ def test_the_driver_leaves_and_the_square_is_shown(host):
     columns = np.nonzero(line.any(0))[0]
     face = 256 - (150 + 111 / 2) * 256 / 320  # mirrored
     assert abs((columns.min() + columns.max()) / 2 - face) < 10
+    assert picture(host, run, "sheet_file").shape == (3 * 128, 10 * 128, 3)
     assert run.previews["motion"]
 
 
