@@ -102,6 +102,7 @@ def _fill(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mo
             value.fill_(1)
         else:
             value.normal_(generator=generator).mul_(value[0].numel() ** -0.5)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)
 
 
@@ -127,8 +128,6 @@ def _pipeline(device: torch.device, dtype: torch.dtype, decoder: str) -> Pipelin
         image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(projection_dim=768))
     chosen: VAEDecoder | TinyDecoder = TinyDecoder(tiny) if decoder == "tiny" else decoder_of(vae)
     chosen = _fill(chosen, device, dtype)  # type: ignore[assignment]
-    for network in (networks["reference_unet"], networks["denoising_unet"], networks["pose_guider"], chosen):
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Pipeline(**networks, vae=vae, decoder=chosen, image_encoder=image_encoder, device=device)  # type: ignore[arg-type]
 
 

@@ -95,7 +95,7 @@ class Pipeline:
             # The motion extractor's keypoints are rounded to pixels, so it keeps full precision everywhere.
             own = torch.float32 if name == "motion_extractor" else precision
             home = torch.device("cpu") if name == "reference_unet" else target
-            networks[name] = load_network(network, weights.paths(name)).to(home, own)
+            networks[name] = _laid_out(load_network(network, weights.paths(name)).to(home, own))
         if can_capture(target):
             for name in ("motion_encoder", "motion_extractor"):
                 networks[name] = CapturedNetwork(networks[name])
@@ -104,10 +104,8 @@ class Pipeline:
         decoder: VAEDecoder | TinyDecoder = decoder_of(vae)
         if small_decoder is not None:
             decoder = TinyDecoder(_load(AutoencoderTiny, small_decoder, precision, low_cpu_mem_usage=False))
-        decoder.to(target)
+        _laid_out(decoder.to(target))
         image_encoder = _load(CLIPVisionModelWithProjection, weights.image_encoder, precision)
-        for network in (networks["reference_unet"], networks["denoising_unet"], networks["pose_guider"], decoder):
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(**networks, vae=vae, decoder=decoder, image_encoder=image_encoder, device=target)
 
     @torch.inference_mode()
@@ -270,6 +268,11 @@ def decoder_of(vae: AutoencoderKL) -> VAEDecoder:
     decoder.load_state_dict(weights, assign=True)
     del vae.decoder, vae.post_quant_conv
     return decoder.eval().requires_grad_(False)
+
+
+def _laid_out(network: torch.nn.Module) -> torch.nn.Module:
+    """Channels-last, as convolutions and our kernels are fastest."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def clip_pixels(pixels: Tensor) -> Tensor:
