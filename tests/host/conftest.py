@@ -54,6 +54,17 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     server.stop()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long tests of what is the same in every host run in the newest one alone."""
+    older = {
+        item
+        for item in items
+        if item.get_closest_marker("newest_host") and item.callspec.params["host"] not in (None, *_hosts()[-1:])
+    }
+    config.hook.pytest_deselected(items=older)
+    items[:] = [item for item in items if item not in older]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield

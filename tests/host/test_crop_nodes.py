@@ -130,6 +130,7 @@ def whole_way(number: int, name: str) -> dict:
     }
 
 
+@pytest.mark.newest_host
 def test_two_people_pasted_into_one_video(host):
     prompt = whole_way(0, "") | whole_way(1, "_2")
     prompt |= paste(animated=["assemble", 0], quality="high")

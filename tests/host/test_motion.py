@@ -26,6 +26,7 @@ def adjusted(**settings) -> dict:
     return prompt
 
 
+@pytest.mark.newest_host
 def test_strengths_of_one_change_no_bit_and_others_do(host):
     plain = latents(host, succeed(host, sampling()))
     assert torch.equal(latents(host, succeed(host, adjusted())), plain)
@@ -170,6 +171,7 @@ def test_contact_sheet(host: Server, result):
     assert Image.open(file).size == (6 * 128, (3 if result else 2) * 128)
 
 
+@pytest.mark.newest_host
 def test_the_portrait_returns(host):
     prompt = sampling() | {"driving": node("RepeatImageBatch", image=["smile", 0], amount=60)}
     prompt |= {"smile": node("LoadImage", image="smile.png")}
