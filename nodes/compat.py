@@ -54,8 +54,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     )
 
 
-def has_batch_norm() -> bool:
-    return hasattr(comfy.ops.manual_cast, "BatchNorm2d")
+def bring_over(network: nn.Module, device: torch.device) -> None:
+    """Put what the host's partial loading left behind on the device: norms, which are not layers of its own and which
+    it therefore does not move as they are used. They are small."""
+    for module in network.modules():
+        if not hasattr(module, "comfy_cast_weights") and not list(module.children()):
+            module.to(device)
 
 
 def trim_window(video) -> tuple[float, float]:

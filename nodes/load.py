@@ -38,10 +38,9 @@ class PersonaLiveModel:
 
     def load(self, *names: str, memory: int) -> list[nn.Module]:
         """Bring networks to the device with `memory` bytes to spare for activations; as much of them as fits."""
-        whole = "motion_encoder" in names and not compat.has_batch_norm()
-        comfy.model_management.load_models_gpu(
-            [self.patchers[name] for name in names], memory_required=memory, force_full_load=whole
-        )
+        comfy.model_management.load_models_gpu([self.patchers[name] for name in names], memory_required=memory)
+        for name in names:
+            compat.bring_over(self.patchers[name].model, self.device)
         return [self.patchers[name].model for name in names]
 
 

@@ -29,7 +29,7 @@ def frame_positions(frames: int, width: int, device: torch.device, dtype: torch.
 
 
 class GroupNorm(nn.GroupNorm):
-    """With SiLU after it, or a shift of each channel before it. Small, so it is never a host's layer that moves."""
+    """With SiLU after it, or a shift of each channel before it. Small, so no host's layer: it stays on the device."""
 
     def forward(
         self, x: Tensor, *, silu: bool = False, row: Tensor | None = None, shift: Tensor | None = None
@@ -39,7 +39,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """With the residual before it. Small, so it is never a host's layer that moves."""
+    """With the residual before it. Small, so no host's layer: it stays on the device."""
 
     def forward(
         self, h: Tensor, delta: Tensor | None = None, *, row: Tensor | None = None, positions: Tensor | None = None

@@ -95,6 +95,15 @@ def test_assemble_video_decodes_as_the_host_does(host):
     assert found["error"][0] < 1e-4
 
 
+def test_norms_are_where_the_pictures_are_although_the_host_forgets_them(host):
+    """Of partly loaded networks it moves its own layers as they are used, and no others."""
+    prompt = {"model": sampling()["model"], "strays": node("TestStrays", model=["model", 0])}
+    found = succeed(host, prompt).outputs["strays"]
+    assert {"GroupNorm", "LayerNorm", "GlobalResponseNorm"} <= set(found["moved"])
+    assert found["stayed"] and set(found["stayed"]) <= {"Conv2d", "Linear", "BatchNorm2d"}
+    assert not {"Conv2d", "Linear"} & set(found["moved"])
+
+
 def test_another_seed_reuses_reference_and_motion(host):
     first = succeed(host, sampling(seed=1))
     second = succeed(host, sampling(seed=2))

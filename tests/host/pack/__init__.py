@@ -1,5 +1,6 @@
 """Nodes and a page for the tests alone, linked beside the pack: what no file can hold, and what no user can ask."""
 
+import copy
 import sys
 
 import comfy.model_management
@@ -76,6 +77,27 @@ class TestDecoders:
         return {"ui": {"error": [((ours - theirs).norm() / theirs.norm()).item()], "frames": [len(ours)]}}
 
 
+class TestStrays:
+    """What `bring_over` moves of each network, with the meta device in place of a GPU."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "move", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("PERSONALIVE_MODEL",)}}
+
+    def move(self, model):
+        (module,) = (m for name, m in sys.modules.items() if name.endswith("nodes.compat"))
+        moved, stayed = set(), set()
+        for patcher in model.patchers.values():
+            network = copy.deepcopy(patcher.model)
+            module.bring_over(network, torch.device("meta"))
+            for layer in network.modules():
+                for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
+                    (moved if tensor.is_meta else stayed).add(type(layer).__name__)
+        return {"ui": {"moved": sorted(moved), "stayed": sorted(stayed)}}
+
+
 @PromptServer.instance.routes.get("/test/loaded_models")
 async def loaded_models(request):
     return web.json_response([loaded.model.model.__class__.__name__ for loaded in _loaded()])
@@ -90,4 +112,5 @@ NODE_CLASS_MAPPINGS = {
     "TestOutOfMemory": TestOutOfMemory,
     "TestConditioning": TestConditioning,
     "TestDecoders": TestDecoders,
+    "TestStrays": TestStrays,
 }
