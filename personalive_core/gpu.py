@@ -48,7 +48,12 @@ def on_stream(stream: torch.cuda.Stream | None):
 @contextmanager
 def visiting(device: torch.device, *networks: nn.Module) -> Iterator[None]:
     """Networks that wait on the CPU and are needed for a moment: on the device for that long."""
-    waiting = [(x, x.data) for network in networks for x in (*network.parameters(), *network.buffers())]
+    waiting = [
+        (module, name, x, x.data)
+        for network in networks
+        for module in network.modules()
+        for name, x in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    ]
     with torch.inference_mode(False):  # weights must stay ordinary tensors
         for network in networks:
             network.to(device)
@@ -56,8 +61,9 @@ def visiting(device: torch.device, *networks: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.inference_mode(False):
-            for x, data in waiting:  # nothing need come back
+            for module, name, x, data in waiting:  # nothing need come back
                 x.data = data
+                setattr(module, name, x)  # `to` may have put another in its place
 
 
 class Captured:
