@@ -26,15 +26,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from .config import CHUNK, PIXELS_PER_LATENT, WINDOW, ModelConfig
 from .demo import driving_clip
 from .errors import InputError
-from .gpu import Arrival, CapturedNetwork, can_capture, send, visiting
+from .gpu import Arrival, send, visiting
 from .keyframes import FIRST_WINDOW, KeyframeSettings
 from .networks.denoising_unet import DenoisingUNet
 from .networks.reference_unet import ReferenceUNet
-from .networks.vae_decoder import VAEDecoder
 from .pictures import fit_picture
 from .reference import Reference, check_size, encode_reference
 from .schedule import Schedule
-from .standalone import Pipeline, TinyDecoder, decoder_of, pick_device, pick_dtype
+from .standalone import Pipeline, TinyDecoder, decoder_of, pick_device, pick_dtype, place
 from .video import VideoReader, VideoWriter
 from .weights import meta_networks
 
@@ -91,9 +90,9 @@ def run_benchmark(
 
 
 @torch.no_grad()
-def _fill(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _filled(network: nn.Module, device: torch.device) -> nn.Module:
     """Random weights of a size at which activations neither grow nor vanish."""
-    network = network.to_empty(device=device).to(dtype)
+    network = network.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     for name, value in network.state_dict().items():
         if not value.is_floating_point() or name.endswith(("bias", "running_mean")):
@@ -102,19 +101,14 @@ def _fill(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mo
             value.fill_(1)
         else:
             value.normal_(generator=generator).mul_(value[0].numel() ** -0.5)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)
 
 
 def _pipeline(device: torch.device, dtype: torch.dtype, decoder: str) -> Pipeline:
     networks: dict[str, Any] = {
-        name: _fill(network, device, torch.float32 if name == "motion_extractor" else dtype)
+        name: place(name, _filled(network, device), device, dtype)
         for name, network in meta_networks(ModelConfig()).items()
     }
-    networks["reference_unet"].to("cpu")  # where `Pipeline.load` leaves it
-    if can_capture(device):
-        for name in ("motion_encoder", "motion_extractor"):
-            networks[name] = CapturedNetwork(networks[name])
     with torch.device("meta"):
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -126,9 +120,9 @@ def _pipeline(device: torch.device, dtype: torch.dtype, decoder: str) -> Pipelin
         tiny = AutoencoderTiny()
         # Never run: the embeds are drawn at random.
         image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(projection_dim=768))
-    chosen: VAEDecoder | TinyDecoder = TinyDecoder(tiny) if decoder == "tiny" else decoder_of(vae)
-    chosen = _fill(chosen, device, dtype)  # type: ignore[assignment]
-    return Pipeline(**networks, vae=vae, decoder=chosen, image_encoder=image_encoder, device=device)  # type: ignore[arg-type]
+    chosen = _filled(TinyDecoder(tiny) if decoder == "tiny" else decoder_of(vae), device)
+    placed = place("decoder", chosen, device, dtype)
+    return Pipeline(**networks, vae=vae, decoder=placed, image_encoder=image_encoder, device=device)
 
 
 @torch.inference_mode()

@@ -92,19 +92,13 @@ class Pipeline:
         weights.require()
         networks: dict[str, Any] = {}
         for name, network in meta_networks(weights.config).items():
-            # The motion extractor's keypoints are rounded to pixels, so it keeps full precision everywhere.
-            own = torch.float32 if name == "motion_extractor" else precision
-            home = torch.device("cpu") if name == "reference_unet" else target
-            networks[name] = _laid_out(load_network(network, weights.paths(name)).to(home, own))
-        if can_capture(target):
-            for name in ("motion_encoder", "motion_extractor"):
-                networks[name] = CapturedNetwork(networks[name])
+            networks[name] = place(name, load_network(network, weights.paths(name)), target, precision)
         # Without the option diffusers asks for another package, which would only save it a moment's memory.
         vae = _load(AutoencoderKL, weights.vae, precision, low_cpu_mem_usage=False)
         decoder: VAEDecoder | TinyDecoder = decoder_of(vae)
         if small_decoder is not None:
             decoder = TinyDecoder(_load(AutoencoderTiny, small_decoder, precision, low_cpu_mem_usage=False))
-        _laid_out(decoder.to(target))
+        decoder = place("decoder", decoder, target, precision)
         image_encoder = _load(CLIPVisionModelWithProjection, weights.image_encoder, precision)
         return cls(**networks, vae=vae, decoder=decoder, image_encoder=image_encoder, device=target)
 
@@ -270,9 +264,15 @@ def decoder_of(vae: AutoencoderKL) -> VAEDecoder:
     return decoder.eval().requires_grad_(False)
 
 
-def _laid_out(network: torch.nn.Module) -> torch.nn.Module:
-    """Channels-last, as convolutions and our kernels are fastest."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+def place(name: str, network: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
+    """A network of the pipeline where it works or waits, channels-last as is fastest; the motion networks as CUDA
+    graphs where there are any."""
+    home = torch.device("cpu") if name == "reference_unet" else device
+    # The motion extractor's keypoints are rounded to pixels, so it keeps full precision everywhere.
+    network.to(home, torch.float32 if name == "motion_extractor" else dtype)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    is_captured = name in ("motion_encoder", "motion_extractor") and can_capture(device)
+    return CapturedNetwork(network) if is_captured else network
 
 
 def clip_pixels(pixels: Tensor) -> Tensor:
