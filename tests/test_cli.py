@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from PIL import Image
 
 from personalive_core.cli import main
@@ -95,6 +96,18 @@ def test_seed_decides_and_converted_weights_do_the_same(weights, portrait, tmp_p
     assert abs(a - frames_of(tmp_path / "d.mp4")).mean() < abs(a - c).mean() / 4
     assert main(["info", "--weights", str(smaller)]) == 0
     assert "missing" not in capsys.readouterr().out
+
+
+def test_a_small_decoder_makes_other_frames_of_the_same_size(weights, portrait, tmp_path, capsys):
+    AutoencoderTiny().save_pretrained(tmp_path / "taesd")
+    driving = write_clip(tmp_path / "driving.mp4", 5)
+    small, large = tmp_path / "small.mp4", tmp_path / "large.mp4"
+    assert animate(weights, portrait, driving, small, "--small-decoder", str(tmp_path / "taesd")) == 0
+    assert animate(weights, portrait, driving, large) == 0
+    assert frames_of(small).shape == frames_of(large).shape
+    assert not np.array_equal(frames_of(small), frames_of(large))
+    assert animate(weights, portrait, driving, small, "--small-decoder", str(portrait)) == 2
+    assert "cannot be loaded as AutoencoderTiny" in capsys.readouterr().err
 
 
 def test_a_picture_and_a_gif_drive_too(weights, portrait, tmp_path):
