@@ -9,6 +9,7 @@ from comfy_api.latest import ComfyExtension, io
 from .adjust import AdjustMotion
 from .assemble import AssembleVideo
 from .driving_crop import CropDriving
+from .encoders import LoadEncoders
 from .load import LoadModel
 from .motion import ExtractMotion, MakeContactSheet, PreviewMotion
 from .motion_file import LoadMotion, SaveMotion
@@ -21,6 +22,7 @@ class PersonaLiveExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             LoadModel,
+            LoadEncoders,
             CropPortrait,
             EncodeReference,
             CropDriving,

@@ -25,6 +25,7 @@ class PersonaLiveModel:
     """The five networks, each behind a patcher of the host (which holds patchers only weakly)."""
 
     patchers: dict[str, object]
+    files: WeightFiles
     config: ModelConfig
     dtype: torch.dtype  # of the UNets
     identity: str  # tells models apart: a reference belongs to the model that made it
@@ -64,7 +65,7 @@ def load_model(files: WeightFiles, precision: str) -> PersonaLiveModel:
         patchers[network] = compat.make_patcher(_build(network, config, dtype), state_dict)
         bar.update(1)
     dtype = patchers["denoising_unet"].model.get_dtype()
-    return PersonaLiveModel(patchers, config, dtype, f"{fingerprint(files)} {precision}")
+    return PersonaLiveModel(patchers, files, config, dtype, f"{fingerprint(files)} {precision}")
 
 
 def _build(name: str, config: ModelConfig, dtype: torch.dtype) -> nn.Module:

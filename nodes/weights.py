@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 OFFICIAL = "official"
 FOLDER = "personalive"
-# Files of the official set that the host's own loaders read -> the host's folder.
+# Files of the official set that belong in the host's own folders, where other workflows find them too.
 HOST_FILES = {
     "sd-vae-ft-mse/diffusion_pytorch_model.safetensors": "vae",
     "sd-image-variations-diffusers/image_encoder/pytorch_model.bin": "clip_vision",
@@ -65,13 +65,28 @@ def prepare(name: str, download: bool, convert: bool) -> WeightFiles:
 
 
 def _official_files(folder: Path) -> list[hub.HubFile]:
-    """What to fetch: missing checkpoints, and what the host's own loaders need unless they find a file of its name."""
-    files = [file for file in find_weights(folder).missing if file.part in CHECKPOINTS]
+    """What to fetch: missing checkpoints, and VAE and image encoder into the host's own folders, unless they are there
+    or come with the set."""
+    found = find_weights(folder)
+    files = [file for file in found.missing if file.part in CHECKPOINTS]
     for file in hub.FILES:
-        kind, name = HOST_FILES.get(file.target), Path(file.target).name
-        if kind and not folder_paths.get_full_path(kind, name):
-            files.append(replace(file, target=os.path.join(folder_paths.get_folder_paths(kind)[0], name)))
+        if file.target in HOST_FILES and getattr(found, file.part) is None:
+            path, target = host_file(file.part)
+            if path is None:
+                files.append(replace(file, target=str(target)))
     return files
+
+
+def host_file(part: str) -> tuple[Path | None, Path]:
+    """The official "vae" or "image_encoder" in the host's own folders, by the name that it has on the hub: where it is,
+    if it is there, and where it is put."""
+    ((kind, name),) = (
+        (HOST_FILES[file.target], Path(file.target).name)
+        for file in hub.FILES
+        if file.part == part and file.target in HOST_FILES
+    )
+    path = folder_paths.get_full_path(kind, name)
+    return Path(path) if path else None, Path(folder_paths.get_folder_paths(kind)[0], name)
 
 
 def _convert(files: WeightFiles) -> WeightFiles:

@@ -114,14 +114,15 @@ def find_weights(folder: Path | str) -> WeightFiles:
     }
     # The two folders are beside the six files' folder or further up.
     bases = [base for home in homes for base in (home, *home.parents[:2])]
-    vae = (_model_folder(base / name, "diffusion_pytorch_model") for base in bases for name in ("sd-vae-ft-mse", "vae"))
-    image_encoder = (
-        _model_folder(base / name, "model", "pytorch_model")
-        for base in bases
-        for name in ("sd-image-variations-diffusers/image_encoder", "image_encoder")
-    )
+
+    def model_folder(*names: str) -> Path | None:
+        return next(filter(_holds_model, (base / name for base in bases for name in names)), None)
+
     return WeightFiles(
-        folder, **found, vae=next(filter(None, vae), None), image_encoder=next(filter(None, image_encoder), None)
+        folder,
+        **found,
+        vae=model_folder("sd-vae-ft-mse", "vae"),
+        image_encoder=model_folder("sd-image-variations-diffusers/image_encoder", "image_encoder"),
     )
 
 
@@ -129,10 +130,14 @@ def _first(paths: Iterable[Path]) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _model_folder(folder: Path, *stems: str) -> Path | None:
-    """The folder, if it holds a configuration and weights under one of the names."""
-    weights = _first(folder / f"{stem}{suffix}" for stem in stems for suffix in (".safetensors", ".bin"))
-    return folder if weights and (folder / "config.json").is_file() else None
+def _holds_model(folder: Path) -> bool:
+    return weights_in(folder) is not None and (folder / "config.json").is_file()
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The weights in a folder of diffusers or transformers."""
+    stems = ("diffusion_pytorch_model", "model", "pytorch_model")
+    return _first(folder / f"{stem}{suffix}" for stem in stems for suffix in (".safetensors", ".bin"))
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -22,23 +22,25 @@ CLIP_WIDTH = 768
 CONFIG = replace(TINY, unet=replace(TINY.unet, channels=(32, 32, 64, 64), image_embeds_width=CLIP_WIDTH))
 OTHER = replace(CONFIG, unet=replace(CONFIG.unet, image_embeds_width=24))
 SMALLEST_VAE = dict(block_out_channels=(32,) * 4)
-SMALLEST_IMAGE_ENCODER = dict(
-    hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, patch_size=14
+SMALLEST_IMAGE_ENCODER = dict(  # the hosts read the last layer but one too, so there are two
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=1, patch_size=14
 )
 
 
 def write_models(models: Path) -> None:
-    """Fills a host's models folder. The set `tiny` serves the command line as well: VAE and image encoder of it are
-    the ones that the host finds as `sd.safetensors` and `vit_l.bin`."""
-    tiny, other, incomplete, cut_off = (
-        models / "personalive" / name for name in ("tiny", "other", "incomplete", "cut_off")
+    """Fills a host's models folder. The sets `tiny` and `other` serve the command line as well: VAE and image encoder
+    of `tiny` are the ones that the host finds as `sd.safetensors` and `vit_l.bin`, those of `other` are small. `bare`
+    has none."""
+    tiny, other, bare, incomplete, cut_off = (
+        models / "personalive" / name for name in ("tiny", "other", "bare", "incomplete", "cut_off")
     )
     write_weights(tiny, CONFIG, PUBLISHED_VAE, SMALLEST_IMAGE_ENCODER)
     image_encoder = tiny / "sd-image-variations-diffusers" / "image_encoder"
     _write_image_encoder(image_encoder)
     write_weights(other, OTHER, SMALLEST_VAE, SMALLEST_IMAGE_ENCODER)
+    for copy in (bare, incomplete, cut_off):
+        shutil.copytree(tiny / "personalive", copy / "personalive")
     for spoilt in (incomplete, cut_off):
-        shutil.copytree(tiny / "personalive", spoilt / "personalive")
         (spoilt / "personalive" / "pose_guider.pth").unlink()
     whole = (tiny / "personalive" / "pose_guider.pth").read_bytes()
     (cut_off / "personalive" / "pose_guider.pth").write_bytes(whole[:1000])

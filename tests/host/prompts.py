@@ -46,3 +46,17 @@ def video(seed: int = 1) -> dict:
         ),
         "save": node("SaveVideo", video=["assemble", 0], filename_prefix="video/test", format="auto", codec="auto"),
     }
+
+
+def with_own_encoders(prompt: dict) -> dict:
+    """The same with the VAE and the image encoder that go with the model, as the templates have it."""
+    moved = {"vae": ["encoders", 0], "clip_vision": ["encoders", 1]}
+    relinked = {
+        name: node(
+            item["class_type"],
+            **{k: moved.get(v[0], v) if isinstance(v, list) else v for k, v in item["inputs"].items()},
+        )
+        for name, item in prompt.items()
+        if name not in moved
+    }
+    return relinked | {"encoders": node("PersonaLiveLoadEncoders", model=["model", 0])}

@@ -2,7 +2,7 @@
 
 import pytest
 from media import SIZE
-from prompts import node, video
+from prompts import node, video, with_own_encoders
 
 BAD_VAE = node("VAELoader", vae_name="sixteen_channels.safetensors")
 LOAD_OTHER = node("PersonaLiveLoadModel", weights="other")
@@ -24,6 +24,12 @@ def other_reference() -> dict:
     inputs = prompt["reference"]["inputs"] | {"image": ["smile", 0]}
     prompt["another"] = node("PersonaLiveEncodeReference", **inputs)
     prompt["sample"]["inputs"]["reference"] = ["another", 0]
+    return prompt
+
+
+def without_encoders() -> dict:
+    prompt = with_own_encoders(video())
+    prompt["model"]["inputs"]["weights"] = "bare"
     return prompt
 
 
@@ -67,6 +73,7 @@ BAD = {
     "official weights missing": (with_input("model", "weights", "official"), "model", ["pose_guider", "download"]),
     "weights with a file missing": (with_input("model", "weights", "incomplete"), "model", ["pose_guider"]),
     "weights with a file cut off": (with_input("model", "weights", "cut_off"), "model", ["pose_guider.pth", "1000"]),
+    "no VAE": (without_encoders(), "encoders", ["diffusion_pytorch_model.safetensors", "download", "Load VAE"]),
     "steps": (with_input("sample", "steps", 5), "sample", ["5", "4"]),
     "start after the end": (with_input("motion", "start", 1000), "motion", ["1000"]),
 }

@@ -17,6 +17,7 @@ NODES = {
     "PersonaLiveCropDriving",
     "PersonaLivePasteBack",
     "PersonaLiveLoadModel",
+    "PersonaLiveLoadEncoders",
     "PersonaLiveEncodeReference",
     "PersonaLiveExtractMotion",
     "PersonaLivePreviewMotion",
