@@ -47,9 +47,14 @@ class LoadEncoders(io.ComfyNode):
 
 
 def load_vae(files: WeightFiles) -> comfy.sd.VAE:
-    if files.vae is None:
-        return comfy.sd.VAE(sd=load_checkpoint(_official("vae", "Load VAE")))
-    return comfy.sd.VAE(sd=load_checkpoint(weights_in(files.vae)), config=_vae_config(files.vae))
+    if files.vae:
+        path, config = weights_in(files.vae), _vae_config(files.vae)
+    else:
+        path, config = _official("vae", "Load VAE"), None
+    vae = comfy.sd.VAE(sd=load_checkpoint(path), config=config)
+    if vae.first_stage_model is None:
+        raise InputError(f"{path} is no VAE that ComfyUI knows: delete it and fetch it again.")
+    return vae
 
 
 def _vae_config(folder: Path) -> dict:
@@ -76,7 +81,11 @@ def _vae_config(folder: Path) -> dict:
 
 def load_image_encoder(files: WeightFiles) -> comfy.clip_vision.ClipVisionModel:
     if files.image_encoder is None:
-        return comfy.clip_vision.load(str(_official("image_encoder", "Load CLIP Vision")))
+        path = _official("image_encoder", "Load CLIP Vision")
+        encoder = comfy.clip_vision.load_clipvision_from_sd(load_checkpoint(path))
+        if encoder is None:
+            raise InputError(f"{path} is no image encoder that ComfyUI knows: delete it and fetch it again.")
+        return encoder
     with tempfile.TemporaryDirectory() as folder:  # older hosts take the sizes from a file alone
         config = Path(folder, "config.json")
         config.write_text(json.dumps(IMAGE_ENCODER_DEFAULTS | _read_config(files.image_encoder)))

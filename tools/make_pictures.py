@@ -45,8 +45,6 @@ from server import Server
 PICTURES = ROOT / "docs" / "pictures"
 HELP = ROOT / "nodes" / "web" / "docs"
 FILES = (  # names alone count
-    "models/vae/diffusion_pytorch_model.safetensors",
-    "models/clip_vision/pytorch_model.bin",
     f"models/personalive/detectors/{DETECTOR}",
     f"input/{MOTION}",
 )
@@ -59,6 +57,7 @@ NODE_MARGINS = 170, 80, 60  # at the sides, above and below, for its links and a
 NODES = {  # of which template
     "Animate a portrait with a video": (
         "PersonaLiveLoadModel",
+        "PersonaLiveLoadEncoders",
         "PersonaLiveEncodeReference",
         "PersonaLiveExtractMotion",
         "PersonaLiveSample",
@@ -101,7 +100,7 @@ LOOK_AT = """
 
 def write_base(base: Path) -> None:
     """The folders of a host with everything that the templates name."""
-    for name in ("custom_nodes", "input", "output", "models/vae", "models/clip_vision", "models/personalive/detectors"):
+    for name in ("custom_nodes", "input", "output", "models/personalive/detectors"):
         (base / name).mkdir(parents=True)
     (base / "custom_nodes" / "personalive").symlink_to(ROOT)
     for name in FILES:

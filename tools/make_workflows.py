@@ -46,7 +46,8 @@ files into the folder *models* of ComfyUI yourself:
 - **models/clip_vision**: *pytorch_model.bin* from
 [lambdalabs/sd-image-variations-diffusers]({HUB}/lambdalabs/sd-image-variations-diffusers/tree/main/image_encoder).
 
-Then press **R** on the keyboard, and choose the files in the loaders. You may give the last two other names.
+If you have the last two under other names, use *Load VAE* and *Load CLIP Vision* in place of *Load VAE and Image
+Encoder*.
 
 The official weights are for **research use**: read their terms first. Animate only people who agreed to it, and say
 that the result is synthetic.
@@ -152,15 +153,14 @@ def until_latent(driving: dict, **options) -> dict:
     model, reference = ["model", 0], ["reference", 0]
     return {
         "model": node("PersonaLiveLoadModel", weights="official"),
-        "vae": node("VAELoader", vae_name="diffusion_pytorch_model.safetensors"),
-        "clip_vision": node("CLIPVisionLoader", clip_name="pytorch_model.bin"),
+        "encoders": node("PersonaLiveLoadEncoders", model=model),
         "portrait": node("LoadImage", "Portrait", image="portrait.png"),
         "driving": driving,
         "reference": node(
             "PersonaLiveEncodeReference",
             model=model,
-            vae=["vae", 0],
-            clip_vision=["clip_vision", 0],
+            vae=["encoders", 0],
+            clip_vision=["encoders", 1],
             image=["portrait", 0],
         ),
         "motion": node("PersonaLiveExtractMotion", model=model, reference=reference, driving=["driving", 0], **options),
@@ -173,7 +173,7 @@ def video(**options) -> dict:
         "assemble": node(
             "PersonaLiveAssembleVideo",
             samples=["sample", 0],
-            vae=["vae", 0],
+            vae=["encoders", 0],
             frame_rate=["motion", 1],
             audio=["motion", 2],
         ),
@@ -183,7 +183,7 @@ def video(**options) -> dict:
 
 def picture() -> dict:
     return until_latent(node("LoadImage", "Expression", image="expression.png")) | {
-        "assemble": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
+        "assemble": node("VAEDecode", samples=["sample", 0], vae=["encoders", 0]),
         "save": node("SaveImage", images=["assemble", 0], filename_prefix="PersonaLive"),
     }
 
@@ -198,7 +198,7 @@ def cropped(person: str = "", **crop) -> dict:
     nodes["portrait"] = node("LoadImage", "Picture", image="photo.png")
     nodes["reference"]["inputs"]["image"] = ["crop", 0]
     nodes["assemble"]["inputs"]["quality"] = "high"  # it is coded once more
-    own = nodes.keys() - {"model", "vae", "clip_vision", "portrait"}
+    own = nodes.keys() - {"model", "encoders", "portrait"}
     for item in nodes.values():
         item["inputs"] |= {k: [v[0] + person, v[1]] for k, v in item["inputs"].items() if _links_to(v, own)}
     return {name + person if name in own else name: item for name, item in nodes.items()}
@@ -297,8 +297,7 @@ THUMBNAIL = 512  # pixels on a side
 WIDTH = 300  # of a node, at least
 PLACES = {  # x, y, and the height at least, which is for the pictures that some nodes show
     "model": (0, 0, 0),
-    "vae": (0, 240, 0),
-    "clip_vision": (0, 400, 0),
+    "encoders": (0, 240, 0),
     "portrait": (400, 0, 360),
     "reference": (740, 0, 0),
     "driving": (400, 500, 360),
@@ -309,7 +308,7 @@ PLACES = {  # x, y, and the height at least, which is for the pictures that some
 }
 NOTE_BOX = (-500, -80, 440, 660)
 GROUPS = {
-    "Load the models": ("model", "vae", "clip_vision"),
+    "Load the models": ("model", "encoders"),
     "Reference: who is shown": ("portrait", "reference"),
     "Motion: what happens": ("driving", "motion"),
     "Sample": ("sample",),
@@ -340,12 +339,12 @@ OWN_PLACES = {  # where a template differs
 }
 OWN_GROUPS = {
     "Reuse motion": {
-        "Load the models": ("model", "vae", "clip_vision"),
+        "Load the models": ("model", "encoders"),
         "Portrait": ("portrait", "reference", "motion", "sample", "assemble", "save"),
         "Second portrait": ("portrait_2", "reference_2", "motion_2", "sample_2", "assemble_2", "save_2"),
     },
     "Crop, animate, paste back": {
-        "Load the models": ("model", "vae", "clip_vision"),
+        "Load the models": ("model", "encoders"),
         "Crop": ("portrait", "crop", "preview"),
         "Reference: who is shown": ("reference",),
         "Motion: what happens": ("driving", "follow", "motion"),
@@ -354,7 +353,7 @@ OWN_GROUPS = {
         "Paste back": ("back", "save"),
     },
     "Two people": {
-        "Load the models": ("model", "vae", "clip_vision"),
+        "Load the models": ("model", "encoders"),
         "Picture": ("portrait",),
         "Number 0": ("crop", "preview", "reference", "driving", "motion", "sample", "assemble", "back"),
         "Number 1": (

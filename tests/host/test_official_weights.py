@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from media import write_inputs
 from prompts import node, sampling, with_own_encoders
+from safetensors.torch import save_file
 from server import Server, WebSocket
 
 from personalive_core import hub
@@ -197,6 +199,18 @@ def test_hosts_own_loaders_take_the_fetched_files(host):
     prompt["clip_vision"]["inputs"]["clip_name"] = Path(TARGETS["image_encoder"]).name
     run = host.run(prompt)
     assert run.error is None and run.outputs["latents"]
+
+
+@pytest.mark.parametrize("part, words", [("vae", "is no VAE"), ("image_encoder", "is no image encoder")])
+def test_another_file_of_the_same_name(host, part, words):
+    path = host.base / "models" / TARGETS[part]
+    whole = path.read_bytes()
+    (save_file if path.suffix == ".safetensors" else torch.save)({"weight": torch.zeros(1)}, path)
+    try:
+        run = host.run(template(precision="bf16", download=False))
+    finally:
+        path.write_bytes(whole)
+    assert run.node == "encoders" and words in run.error and path.name in run.error
 
 
 def test_convert(host):
