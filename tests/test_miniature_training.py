@@ -21,6 +21,7 @@ from personalive_core.standalone import Pipeline  # noqa: E402
 from personalive_core.weights import find_weights  # noqa: E402
 
 TAKES = 2
+SMALL_VAE = {**train.VAE, "block_out_channels": (32,) * 4}  # a quarter of the work
 
 
 class DrawnHere:
@@ -41,8 +42,9 @@ def only(name: str, steps: int, **changes) -> "train.Plan":
 
 @pytest.fixture
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A run in a folder; no sheets, which take longest."""
+    """A run in a folder; no sheets and a small VAE, which take longest."""
     monkeypatch.setattr(train.Run, "sheet", lambda *_: None)
+    monkeypatch.setattr(train, "VAE", SMALL_VAE)
 
     def begin(plan, folder: str = "run"):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -89,7 +91,8 @@ def test_the_important_places_are_eyes_and_mouth(pool):
     assert weights[y, x] > 3 and weights[0, 0] < 1.05
 
 
-def test_folding_the_scale_of_latents_keeps_the_pictures():
+def test_folding_the_scale_of_latents_keeps_the_pictures(monkeypatch):
+    monkeypatch.setattr(train, "VAE", SMALL_VAE)
     vae = train.build()["vae"].eval()
     pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
@@ -104,11 +107,11 @@ def test_folding_the_scale_of_latents_keeps_the_pictures():
     assert torch.allclose(scaled.std((0, 2, 3)), torch.ones(4), atol=1e-2)
 
 
-@pytest.mark.parametrize(("stage", "value"), [("motion", "points"), ("denoising", "loss")])
-def test_it_learns(begin, stage: str, value: str):
+@pytest.mark.parametrize(("stage", "value", "steps"), [("motion", "points", 30), ("denoising", "loss", 14)])
+def test_it_learns(begin, stage: str, value: str, steps: int):
     run = begin(only(stage, 400))
     pool = run.load(DrawnHere().pool(0))
-    losses = [float(run.train_step(pool)[value]) for _ in range(14)]
+    losses = [float(run.train_step(pool)[value]) for _ in range(steps)]
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
 
 
