@@ -1,13 +1,15 @@
-"""How much GPU memory the nodes take in a real host, mode by mode, with networks of the published sizes.
+"""How much GPU memory and time the nodes take in a real host, mode by mode, with networks of the published sizes.
 
     python tests/gpu/host_memory.py COMFYUI WEIGHTS PORTRAIT DRIVING
 
 WEIGHTS is a folder made by `tests/weights_folder.py` and converted; it needs a GPU and 15 GB of disk. In every mode a
 Stable Diffusion UNet samples before and after PersonaLive in the same server and must give the same picture; the
-latents of PersonaLive are compared with those of the first mode. Another process may hold memory back (`--cap`).
+latents of PersonaLive are compared with those of the first mode, and the time with that of the core without a host, on
+the same card in the same run.
 """
 
 import argparse
+import gc
 import json
 import shutil
 import sys
@@ -15,7 +17,10 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
+from fractions import Fraction
+from itertools import islice, pairwise
 from pathlib import Path
+from statistics import median
 
 import pynvml
 import torch
@@ -26,6 +31,12 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE.parent / "host"
 
 from prompts import node
 from server import Run, Server
+
+from personalive_core.motion import Motion
+from personalive_core.pictures import fit_picture, read_picture
+from personalive_core.standalone import Pipeline
+from personalive_core.video import VideoReader, VideoWriter
+from personalive_core.weights import find_weights
 
 GIB = 2**30
 MODES = [
@@ -166,6 +177,22 @@ def rate(progress: list[tuple[float, int]]) -> float:
     return (end - begin) / (last - first)
 
 
+def measure_core(weights: Path, portrait: Path, driving: Path, frames: int) -> float:
+    """Milliseconds a window without a host, for what Sample and Assemble Video do: from motion to a written video."""
+    pipeline = Pipeline.load(find_weights(weights))
+    reference = pipeline.encode_reference(fit_picture(read_picture(portrait), 512, 512))
+    with VideoReader(driving) as video:
+        motion = Motion.cat(list(pipeline.motions(frame.pixels for frame in islice(video, frames))))
+    ends, written, rate = [], 0, Fraction(25)
+    with tempfile.TemporaryDirectory() as folder, VideoWriter(Path(folder, "core.mp4"), 512, 512, rate) as video:
+        for chunk in pipeline.animate_motion(reference, [motion]):
+            for pixels in chunk:
+                video.write(pixels, written / rate)
+                written += 1
+            ends.append(time.perf_counter())
+    return 1000 * median(end - begin for begin, end in islice(pairwise(ends), len(ends) // 3, None))
+
+
 def measure(host: Path, base: Path, arguments: list[str], frames: int) -> tuple[dict, torch.Tensor]:
     """The numbers of one mode; peaks are of the whole server process, its CUDA context included."""
     idle = used_memory()
@@ -205,6 +232,10 @@ def main() -> None:
     parser.add_argument("--modes", nargs="*", help="names of modes; all unless given")
     parser.add_argument("--host-arguments", default="", help="further arguments of every host, separated by spaces")
     options = parser.parse_args()
+    core = measure_core(options.weights, options.portrait, options.driving, options.frames)
+    gc.collect()
+    torch.cuda.empty_cache()
+    print(f"core alone, from motion to video: {core:.1f} ms a window", flush=True)
     first = None
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder, "base")
@@ -218,6 +249,8 @@ def main() -> None:
                     options.comfyui, base, [*arguments, *options.host_arguments.split()], options.frames
                 )
                 first = ours if first is None else first
+                together = row["sample, ms a window"] + row["assemble, ms a window"]
+                row["sample and assemble against the core, ratio"] = together / core
                 row["against the first mode, error"] = ((ours - first).norm() / first.norm()).item()
             except Exception as error:  # the other modes are still worth knowing
                 row = {"failed": str(error)[-1500:]}
