@@ -9,9 +9,9 @@ import comfy.sd
 from comfy_api.latest import io
 
 from ..personalive_core.errors import InputError
-from ..personalive_core.weights import WeightFiles, load_checkpoint, weights_in
+from ..personalive_core.weights import WeightFiles, load_checkpoint
 from .load import ModelType, PersonaLiveModel
-from .weights import host_file
+from .weights import encoder_files, host_file
 
 # Of transformers' CLIPVisionConfig: what a config.json may leave out.
 IMAGE_ENCODER_DEFAULTS = dict(
@@ -47,11 +47,8 @@ class LoadEncoders(io.ComfyNode):
 
 
 def load_vae(files: WeightFiles) -> comfy.sd.VAE:
-    if files.vae:
-        path, config = weights_in(files.vae), _vae_config(files.vae)
-    else:
-        path, config = _official("vae", "Load VAE"), None
-    vae = comfy.sd.VAE(sd=load_checkpoint(path), config=config)
+    path = _find(files, "vae", "Load VAE")
+    vae = comfy.sd.VAE(sd=load_checkpoint(path), config=_vae_config(files.vae) if files.vae else None)
     if vae.first_stage_model is None:
         raise InputError(f"{path} is no VAE that ComfyUI knows: delete it and fetch it again.")
     return vae
@@ -80,8 +77,8 @@ def _vae_config(folder: Path) -> dict:
 
 
 def load_image_encoder(files: WeightFiles) -> comfy.clip_vision.ClipVisionModel:
+    path = _find(files, "image_encoder", "Load CLIP Vision")
     if files.image_encoder is None:
-        path = _official("image_encoder", "Load CLIP Vision")
         encoder = comfy.clip_vision.load_clipvision_from_sd(load_checkpoint(path))
         if encoder is None:
             raise InputError(f"{path} is no image encoder that ComfyUI knows: delete it and fetch it again.")
@@ -90,7 +87,6 @@ def load_image_encoder(files: WeightFiles) -> comfy.clip_vision.ClipVisionModel:
         config = Path(folder, "config.json")
         config.write_text(json.dumps(IMAGE_ENCODER_DEFAULTS | _read_config(files.image_encoder)))
         encoder = comfy.clip_vision.ClipVisionModel(str(config))
-    path = weights_in(files.image_encoder)
     missing, _ = encoder.load_sd(load_checkpoint(path))
     if missing:
         raise InputError(f"{path} lacks {missing[0]} and {len(missing) - 1} more weights: fetch it again.")
@@ -101,11 +97,11 @@ def _read_config(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text("utf-8"))
 
 
-def _official(part: str, other: str) -> Path:
-    found, target = host_file(part)
-    if found is None:
+def _find(files: WeightFiles, part: str, other: str) -> Path:
+    path = encoder_files(files)[part]
+    if path is None:
         raise InputError(
-            f"{target} is not there: switch on 'download' in Load PersonaLive Model, or use ComfyUI's {other} if you "
-            "have it under another name."
+            f"{host_file(part)[1]} is not there: switch on 'download' in Load PersonaLive Model, or use ComfyUI's "
+            f"{other} if you have it under another name."
         )
-    return found
+    return path

@@ -17,7 +17,7 @@ from ..personalive_core.networks.pose_guider import PoseGuider
 from ..personalive_core.networks.reference_unet import ReferenceUNet
 from ..personalive_core.weights import WeightFiles, checked_state_dict, find_weights, meta_networks
 from . import compat
-from .weights import OFFICIAL, fingerprint, prepare, weight_sets
+from .weights import OFFICIAL, checkpoint_files, encoder_files, fingerprint, prepare, weight_sets
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def load_model(files: WeightFiles, precision: str) -> PersonaLiveModel:
         patchers[network] = compat.make_patcher(_build(network, config, dtype), state_dict)
         bar.update(1)
     dtype = patchers["denoising_unet"].model.get_dtype()
-    return PersonaLiveModel(patchers, files, config, dtype, f"{fingerprint(files)} {precision}")
+    return PersonaLiveModel(patchers, files, config, dtype, f"{fingerprint(checkpoint_files(files))} {precision}")
 
 
 def _build(name: str, config: ModelConfig, dtype: torch.dtype) -> nn.Module:
@@ -126,7 +126,10 @@ class LoadModel(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, weights: str, precision: str, download: bool, convert: bool = False) -> str:
         folder = weight_sets().get(weights)
-        return fingerprint(find_weights(folder)) if folder else ""
+        if folder is None:
+            return ""
+        files = find_weights(folder)
+        return fingerprint([*checkpoint_files(files), *encoder_files(files).values()])
 
     @classmethod
     def execute(cls, weights: str, precision: str, download: bool, convert: bool = False) -> io.NodeOutput:

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from server import PromptServer
 
 from ..personalive_core import hub
 from ..personalive_core.errors import InputError
-from ..personalive_core.weights import CHECKPOINTS, WeightFiles, convert, find_weights
+from ..personalive_core.weights import CHECKPOINTS, WeightFiles, convert, find_weights, weights_in
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +120,18 @@ def _say(text: str) -> None:
     PromptServer.instance.send_progress_text(text, get_executing_context().node_id)
 
 
-def fingerprint(files: WeightFiles) -> str:
+def encoder_files(files: WeightFiles) -> dict[str, Path | None]:
+    """The weights of "vae" and "image_encoder": the set's own, else the official ones in the host's folders."""
+    return {
+        part: weights_in(folder) if (folder := getattr(files, part)) else host_file(part)[0]
+        for part in ("vae", "image_encoder")
+    }
+
+
+def checkpoint_files(files: WeightFiles) -> list[Path | None]:
+    return [getattr(files, name) for name in CHECKPOINTS]
+
+
+def fingerprint(paths: Iterable[Path | None]) -> str:
     """Another one when a file is another."""
-    paths = filter(None, (getattr(files, name) for name in CHECKPOINTS))
-    return " ".join(f"{path} {path.stat().st_mtime_ns}" for path in paths)
+    return " ".join(f"{path} {path.stat().st_mtime_ns}" for path in paths if path)

@@ -29,6 +29,7 @@ TARGETS = {
     "image_encoder": "clip_vision/pytorch_model.bin",
 }
 """Part -> where the node has to put it, in the host's models folder."""
+FOLDERS = ("sd-vae-ft-mse", "sd-image-variations-diffusers")  # VAE and image encoder as other tools have them
 PROGRESS_TEXT = 3  # the host's binary event
 
 
@@ -118,15 +119,25 @@ def test_no_weights_outside_the_hosts_folders(host, fresh, name):
 
 @pytest.mark.parametrize("folder", ["personalive/pretrained_weights", "persona_live/persona_live/pretrained_weights"])
 def test_what_other_tools_fetched_is_used_in_place(host, models, stand_in, fresh, folder):
-    place = host.base / "models" / folder / "personalive"
-    place.parent.mkdir(parents=True)
-    place.symlink_to(models / "personalive" / "tiny" / "personalive")
+    """The VAE and the image encoder too, so that nothing is left to fetch."""
+    parts = [host.base / "models" / folder / name for name in ("personalive", *FOLDERS)]
+    parts[0].parent.mkdir(parents=True)
+    for part in parts:
+        part.symlink_to(models / "personalive" / "tiny" / part.name)
+    encode = {
+        "encoders": node("PersonaLiveLoadEncoders", model=["model", 0]),
+        "portrait": node("LoadImage", image="portrait.png"),
+        "encode": node("VAEEncode", pixels=["portrait", 0], vae=["encoders", 0]),
+        "latents": node("SaveLatent", samples=["encode", 0], filename_prefix="latents/test"),
+    }
     try:
-        assert host.run(load(download=False)).error is None
+        run = host.run(load(download=True) | encode)
+        assert run.error is None and run.outputs["latents"]
         described = host.get("object_info")["PersonaLiveLoadModel"]["input"]["required"]["weights"]
         assert ["official"] in (described[0], described[1].get("options"))  # older hosts, newer hosts
     finally:
-        place.unlink()
+        for part in parts:
+            part.unlink()
     assert stand_in.requests == 0
 
 
@@ -177,6 +188,15 @@ def _wait_until_quiet(stand_in: StandIn) -> None:
         time.sleep(10 * stand_in.pause)
 
 
+@pytest.mark.parametrize("part, words", [("vae", "is no VAE"), ("image_encoder", "is no image encoder")])
+def test_another_file_of_the_same_name(host, fresh, part, words):
+    path = host.base / "models" / TARGETS[part]
+    path.parent.mkdir(exist_ok=True)
+    (save_file if path.suffix == ".safetensors" else torch.save)({"weight": torch.zeros(1)}, path)
+    run = host.run(template())
+    assert run.node == "encoders" and words in run.error and path.name in run.error
+
+
 def test_a_new_user_runs_the_template_once(host, stand_in, fresh):
     stand_in.drops = [100_000]
     run = host.run(template(precision="fp32"))
@@ -199,18 +219,6 @@ def test_hosts_own_loaders_take_the_fetched_files(host):
     prompt["clip_vision"]["inputs"]["clip_name"] = Path(TARGETS["image_encoder"]).name
     run = host.run(prompt)
     assert run.error is None and run.outputs["latents"]
-
-
-@pytest.mark.parametrize("part, words", [("vae", "is no VAE"), ("image_encoder", "is no image encoder")])
-def test_another_file_of_the_same_name(host, part, words):
-    path = host.base / "models" / TARGETS[part]
-    whole = path.read_bytes()
-    (save_file if path.suffix == ".safetensors" else torch.save)({"weight": torch.zeros(1)}, path)
-    try:
-        run = host.run(template(precision="bf16", download=False))
-    finally:
-        path.write_bytes(whole)
-    assert run.node == "encoders" and words in run.error and path.name in run.error
 
 
 def test_convert(host):
