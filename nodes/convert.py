@@ -42,6 +42,11 @@ def to_host_latents(latents: Tensor) -> Tensor:
     return rearrange(latents / LATENT_SCALE, "1 c f h w -> f c h w")
 
 
+def to_latents(samples: Tensor) -> Tensor:
+    """The host's unscaled samples -> scaled latents of the same shape."""
+    return samples * LATENT_SCALE
+
+
 def check_vae_latents(samples: Tensor, width: int, height: int) -> None:
     expected = (1, 4, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     if tuple(samples.shape) != expected:

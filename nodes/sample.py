@@ -1,5 +1,6 @@
 """Sample: the portrait's latents, moved by the motion, window by window."""
 
+from collections.abc import Callable
 from itertools import chain
 
 import comfy.latent_formats
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..personalive_core.adjust import Strength
 from ..personalive_core.config import CHUNK, PIXELS_PER_LATENT, WARM_UP
-from ..personalive_core.gpu import Arrival
+from ..personalive_core.gpu import Arrival, on_stream, side_stream
 from ..personalive_core.keyframes import KeyframeSettings
 from ..personalive_core.networks.reference_unet import ReferenceFeatures
 from ..personalive_core.schedule import Schedule
@@ -105,24 +106,38 @@ class Sample(io.ComfyNode):
         frames, total = len(performance.motion), -(-len(performance.motion) // CHUNK) + WARM_UP // CHUNK
         keep = comfy.model_management.intermediate_device()
         samples = torch.empty(frames, *reference.reference.latents.shape[1:], device=keep)
-        previewer = latent_preview.get_previewer(model.device, comfy.latent_formats.SD15())
+        draw_preview = _previewer(model.device)
         bar = comfy.utils.ProgressBar(total)
         state = stream.start(performance.motion, seed, performance.neutral)
         done, arriving = 0, None
         for latents in chain(stream.push(state, performance.motion), stream.flush(state), [None]):
+            preview = None
             if arriving is not None:  # of the window before, while the GPU is at this one
                 finished = arriving.wait()
                 samples[done : done + len(finished)] = finished
                 done += len(finished)
-            if latents is None:
-                break
-            arriving = Arrival(convert.to_host_latents(latents))
-            preview = None
-            if previewer and latents.shape[2]:
-                preview = previewer.decode_latent_to_preview_image("JPEG", latents[:, :, 0])
+                preview = draw_preview(finished)
             bar.update_absolute(state.window, total, preview)
             comfy.model_management.throw_exception_if_processing_interrupted()
+            if latents is not None:
+                arriving = Arrival(convert.to_host_latents(latents))
         return io.NodeOutput({"samples": samples})
+
+
+def _previewer(device: torch.device) -> Callable[[Tensor], tuple | None]:
+    """What makes the host's preview of finished frames, unscaled latents (F, 4, h, w) on the CPU; of none, None.
+
+    On a stream of its own: to look at a preview is to wait for it, and the GPU is already at the next window.
+    """
+    previewer, stream = latent_preview.get_previewer(device, comfy.latent_formats.SD15()), side_stream(device)
+
+    def draw(finished: Tensor) -> tuple | None:
+        if previewer is None or not len(finished):
+            return None
+        with on_stream(stream):
+            return previewer.decode_latent_to_preview_image("JPEG", convert.to_latents(finished[:1].to(device)))
+
+    return draw
 
 
 def _make_stream(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -221,7 +222,8 @@ def test_an_interrupt_leaves_a_playable_file(weights, portrait, tmp_path):
     command = [sys.executable, "-m", "personalive_core", "animate", "--ref_image", portrait, "--driving_video", driving]
     command += ["--weights", weights, "-o", output, "-W", "128", "-H", "128", "-L", "0", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit that it is ignored
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed)
     seen = ""
     while max(map(int, re.findall(r"(\d+)/400", seen)), default=0) < 8:  # the progress bar counts finished frames
         seen += process.stderr.readline(80)

@@ -13,6 +13,7 @@ from personalive_core.networks.reference_unet import ReferenceUNet
 from personalive_core.seeded import seeded_state_dict
 
 ASSETS = Path(__file__).parent / "assets"
+NO_HOST = "NO COMFYUI FOUND, SO THE NODES WERE NOT TESTED: give the folder of one, 0.3.64 or newer, in COMFYUI_PATH"
 UNET = UNetConfig(channels=(32, 64, 128, 128), image_embeds_width=24)
 
 

@@ -12,9 +12,10 @@ from media import write_inputs
 from models import write_models
 from server import Server
 
+from tiny import NO_HOST
+
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
-NO_HOST = "NO COMFYUI FOUND, SO THE NODES WERE NOT TESTED: give the folder of one, 0.3.64 or newer, in COMFYUI_PATH"
 LOG_CHARACTERS = 6000
 
 
@@ -54,13 +55,18 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     server.stop()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long tests of what is the same in every host run in the newest one alone."""
-    older = {
-        item
-        for item in items
-        if item.get_closest_marker("newest_host") and item.callspec.params["host"] not in (None, *_hosts()[-1:])
-    }
+    """Long tests of what is the same in every host run in the newest one alone. The tests of one host, which is started
+    once, run in one process."""
+    newest = _hosts()[-1:]
+    older = []
+    for item in items:
+        if HERE in item.path.parents:
+            host = item.callspec.params.get("host") if hasattr(item, "callspec") else None
+            item.add_marker(pytest.mark.xdist_group(_name(host) if host else item.path.stem))
+            if item.get_closest_marker("newest_host") and host not in (None, *newest):
+                older.append(item)
     config.hook.pytest_deselected(items=older)
     items[:] = [item for item in items if item not in older]
 
@@ -72,8 +78,3 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     if report.failed and server:
         report.sections.append(("end of the host's log", server.log_text()[-LOG_CHARACTERS:]))
     return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if any(NO_HOST in str(report.longrepr) for report in terminalreporter.getreports("skipped")):
-        terminalreporter.section(NO_HOST, sep="!", yellow=True)
