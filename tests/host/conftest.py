@@ -55,18 +55,13 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     server.stop()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long tests of what is the same in every host run in the newest one alone. The tests of one host, which is started
-    once, run in one process."""
-    newest = _hosts()[-1:]
-    older = []
-    for item in items:
-        if HERE in item.path.parents:
-            host = item.callspec.params.get("host") if hasattr(item, "callspec") else None
-            item.add_marker(pytest.mark.xdist_group(_name(host) if host else item.path.stem))
-            if item.get_closest_marker("newest_host") and host not in (None, *newest):
-                older.append(item)
+    """Long tests of what is the same in every host run in the newest one alone."""
+    older = {
+        item
+        for item in items
+        if item.get_closest_marker("newest_host") and item.callspec.params["host"] not in (None, *_hosts()[-1:])
+    }
     config.hook.pytest_deselected(items=older)
     items[:] = [item for item in items if item not in older]
 
