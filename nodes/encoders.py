@@ -56,7 +56,7 @@ def load_vae(files: WeightFiles) -> comfy.sd.VAE:
 
 def _vae_config(folder: Path) -> dict:
     """The sizes as the host takes them, of a VAE that is built like Stable Diffusion's but may be smaller."""
-    sizes = _read_config(folder)
+    sizes = _read_config(folder, "block_out_channels", "latent_channels", "layers_per_block")
     channels = sizes["block_out_channels"]
     return {
         "params": {
@@ -93,8 +93,15 @@ def load_image_encoder(files: WeightFiles) -> comfy.clip_vision.ClipVisionModel:
     return encoder
 
 
-def _read_config(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text("utf-8"))
+def _read_config(folder: Path, *needed: str) -> dict:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): fetch it again.") from error
+    if lacking := [key for key in needed if key not in config]:
+        raise InputError(f"{path} does not say {', '.join(lacking)}: fetch it again.")
+    return config
 
 
 def _find(files: WeightFiles, part: str, other: str) -> Path:

@@ -27,9 +27,9 @@ def other_reference() -> dict:
     return prompt
 
 
-def without_encoders() -> dict:
+def own_encoders(weights: str) -> dict:
     prompt = with_own_encoders(video())
-    prompt["model"]["inputs"]["weights"] = "bare"
+    prompt["model"]["inputs"]["weights"] = weights
     return prompt
 
 
@@ -73,7 +73,8 @@ BAD = {
     "official weights missing": (with_input("model", "weights", "official"), "model", ["pose_guider", "download"]),
     "weights with a file missing": (with_input("model", "weights", "incomplete"), "model", ["pose_guider"]),
     "weights with a file cut off": (with_input("model", "weights", "cut_off"), "model", ["pose_guider.pth", "1000"]),
-    "no VAE": (without_encoders(), "encoders", ["diffusion_pytorch_model.safetensors", "download", "Load VAE"]),
+    "no VAE": (own_encoders("bare"), "encoders", ["diffusion_pytorch_model.safetensors", "download", "Load VAE"]),
+    "VAE of unknown sizes": (own_encoders("no_sizes"), "encoders", ["config.json", "block_out_channels"]),
     "steps": (with_input("sample", "steps", 5), "sample", ["5", "4"]),
     "start after the end": (with_input("motion", "start", 1000), "motion", ["1000"]),
 }
