@@ -301,10 +301,10 @@ PLACES = {  # x, y, and the height at least, which is for the pictures that some
     "portrait": (400, 0, 360),
     "reference": (740, 0, 0),
     "driving": (400, 500, 360),
-    "motion": (740, 500, 0),
-    "sample": (1140, 0, 0),
-    "assemble": (1540, 0, 0),
-    "save": (1540, 360, 500),
+    "motion": (740, 500, 500),
+    "sample": (1140, 0, 520),
+    "assemble": (1540, 0, 460),
+    "save": (1540, 580, 420),
 }
 NOTE_BOX = (-500, -80, 440, 660)
 GROUPS = {
@@ -321,8 +321,8 @@ CROP_PLACES = {
     "follow": (400, 920, 0),
     "reference": (400, 0, 0),
     "driving": (400, 460, 360),
-    "back": (1940, 0, 0),
-    "save": (1940, 360, 500),
+    "back": (1940, 0, 520),
+    "save": (1940, 640, 420),
 }
 SECOND = 1700  # how much lower the second person stands
 LOWER = 1100  # how much lower the second portrait stands
