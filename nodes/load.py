@@ -26,7 +26,6 @@ class PersonaLiveModel:
 
     patchers: dict[str, object]
     files: WeightFiles
-    config: ModelConfig
     dtype: torch.dtype  # of the UNets
     identity: str  # tells models apart: a reference belongs to the model that made it
 
@@ -65,7 +64,7 @@ def load_model(files: WeightFiles, precision: str) -> PersonaLiveModel:
         patchers[network] = compat.make_patcher(_build(network, config, dtype), state_dict)
         bar.update(1)
     dtype = patchers["denoising_unet"].model.get_dtype()
-    return PersonaLiveModel(patchers, files, config, dtype, f"{fingerprint(checkpoint_files(files))} {precision}")
+    return PersonaLiveModel(patchers, files, dtype, f"{fingerprint(checkpoint_files(files))} {precision}")
 
 
 def _build(name: str, config: ModelConfig, dtype: torch.dtype) -> nn.Module:

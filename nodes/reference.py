@@ -67,7 +67,7 @@ class EncodeReference(io.ComfyNode):
         samples = vae.encode(portrait)
         convert.check_vae_latents(samples, width, height)
         image_embeds = clip_vision.encode_image(portrait, crop=False)["image_embeds"]
-        expected = model.config.unet.image_embeds_width
+        expected = model.files.config.unet.image_embeds_width
         if image_embeds is None or image_embeds.shape[-1] != expected:
             found = "no" if image_embeds is None else f"{image_embeds.shape[-1]}-wide"
             raise InputError(

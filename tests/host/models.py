@@ -31,15 +31,27 @@ def write_models(models: Path) -> None:
     """Fills a host's models folder. The sets `tiny` and `other` serve the command line as well: VAE and image encoder
     of `tiny` are the ones that the host finds as `sd.safetensors` and `vit_l.bin`, those of `other` are small. `bare`
     has none; the others are spoilt."""
-    tiny, other, bare, no_sizes, incomplete, cut_off = (
-        models / "personalive" / name for name in ("tiny", "other", "bare", "no_sizes", "incomplete", "cut_off")
+    tiny, other, bare, incomplete, cut_off = (
+        models / "personalive" / name for name in ("tiny", "other", "bare", "incomplete", "cut_off")
     )
     write_weights(tiny, CONFIG, PUBLISHED_VAE, SMALLEST_IMAGE_ENCODER)
     image_encoder = tiny / "sd-image-variations-diffusers" / "image_encoder"
     _write_image_encoder(image_encoder)
     write_weights(other, OTHER, SMALLEST_VAE, SMALLEST_IMAGE_ENCODER)
-    shutil.copytree(other, no_sizes)
-    (no_sizes / "sd-vae-ft-mse" / "config.json").write_text("{}")
+    for name, config in (("no_sizes", "{}"), ("no_json", "{")):
+        shutil.copytree(other, models / "personalive" / name)
+        (models / "personalive" / name / "sd-vae-ft-mse" / "config.json").write_text(config)
+    shutil.copytree(other, models / "personalive" / "half_encoder")
+    half = (
+        models
+        / "personalive"
+        / "half_encoder"
+        / "sd-image-variations-diffusers"
+        / "image_encoder"
+        / "pytorch_model.bin"
+    )
+    weights = torch.load(half, weights_only=True)
+    torch.save({key: value for key, value in weights.items() if key != "vision_model.post_layernorm.weight"}, half)
     for copy in (bare, incomplete, cut_off):
         shutil.copytree(tiny / "personalive", copy / "personalive")
     for spoilt in (incomplete, cut_off):
