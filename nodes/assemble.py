@@ -1,8 +1,10 @@
 """Assemble Video: latents become frames in pieces, straight into a file."""
 
 import os
+import time
 import wave
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,12 +16,15 @@ import torch
 from comfy_api.latest import InputImpl, io
 from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
+from torch import Tensor
 
 from ..personalive_core.config import PIXELS_PER_LATENT
 from ..personalive_core.errors import InputError
+from ..personalive_core.gpu import Arrival
 from ..personalive_core.video import VideoWriter
 from . import convert, decode
 
+PREVIEW_EVERY = 0.2  # seconds: the host makes a JPEG of each
 CRF = {"high": 14, "good": 18, "small": 25}
 
 
@@ -85,19 +90,38 @@ class AssembleVideo(io.ComfyNode):
         )
 
 
+class _Arriving:
+    """Decoded frames, IMAGE, on their way to the CPU: as bytes, and as they are if asked for."""
+
+    def __init__(self, frames: Tensor, as_images: bool):
+        self._pictures, self._is_finite = Arrival(convert.to_bytes(frames)), Arrival(frames.isfinite().all())
+        self._images = Arrival(frames.contiguous()) if as_images else None
+
+    def wait(self) -> tuple[np.ndarray, Tensor | None]:
+        convert.check_finite(self._is_finite.wait(), "the decoded video")
+        # A copy: what transfers use is pinned in memory.
+        return self._pictures.wait().numpy(), self._images.wait().clone() if self._images else None
+
+
 def _write_frames(latents, vae, rate: Fraction, crf: int, path: Path, sound: Path | None, kept: list | None) -> None:
     bar = comfy.utils.ProgressBar(len(latents))
     height, width = (PIXELS_PER_LATENT * side for side in latents.shape[-2:])
     with VideoWriter(path, width, height, rate, audio_from=sound, crf=crf) as video:
-        done = 0
-        for frames in decode.decoded(vae, latents):
-            pictures = convert.to_pictures(frames, "the decoded video")
-            for pixels in pictures:
-                video.write(pixels, done / rate)
-                done += 1
-            if kept is not None:
-                kept.append(frames.clone())  # `frames` may be memory that transfers need again
-            bar.update_absolute(done, len(latents), ("JPEG", Image.fromarray(pictures[-1]), 512))
+        done, shown, arriving = 0, 0.0, None
+        for frames in chain(decode.decoded(vae, latents), [None]):
+            begun = None if frames is None else _Arriving(frames, kept is not None)
+            if arriving is not None:  # while the GPU is at the next
+                pictures, images = arriving.wait()
+                for pixels in pictures:
+                    video.write(pixels, done / rate)
+                    done += 1
+                if images is not None:
+                    kept.append(images)
+                preview = None
+                if time.monotonic() - shown > PREVIEW_EVERY:
+                    preview, shown = ("JPEG", Image.fromarray(pictures[-1]), 512), time.monotonic()
+                bar.update_absolute(done, len(latents), preview)
+            arriving = begun
             comfy.model_management.throw_exception_if_processing_interrupted()
 
 

@@ -13,8 +13,7 @@ def to_pictures(image: Tensor, what: str) -> np.ndarray:
     """IMAGE (B, H, W, 3 or 4) float in [0, 1] -> uint8 (B, H, W, 3); transparent parts become white."""
     if image.ndim != 4 or not len(image):
         raise InputError(f"{what} holds no picture (its shape is {tuple(image.shape)}): connect an image.")
-    if not image.isfinite().all():
-        raise InputError(f"{what} holds numbers that are not finite (NaN): look at the node that made it.")
+    check_finite(image.isfinite().all(), what)
     if min(image.shape[1:3]) < 32:
         raise InputError(f"{what} is {image.shape[2]} x {image.shape[1]} pixels: give at least 32 x 32.")
     if image.shape[3] not in (3, 4):
@@ -24,7 +23,17 @@ def to_pictures(image: Tensor, what: str) -> np.ndarray:
     if image.shape[3] == 4:
         image, alpha = image[..., :3], image[..., 3:]
         image = image * alpha + (1 - alpha)
-    return (image.float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).numpy()
+    return to_bytes(image).cpu().numpy()
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """IMAGE -> uint8 of the same shape, on the same device."""
+    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def check_finite(is_finite: Tensor, what: str) -> None:
+    if not is_finite:
+        raise InputError(f"{what} holds numbers that are not finite (NaN): look at the node that made it.")
 
 
 def to_image(pictures: np.ndarray) -> Tensor:

@@ -5,9 +5,10 @@ from weakref import WeakKeyDictionary
 
 import comfy.ldm.modules.diffusionmodules.model as ldm
 import comfy.model_management
+import comfy.ops
 from torch import Tensor, nn
 
-from ..personalive_core.gpu import Arrival, send
+from ..personalive_core.gpu import send
 from ..personalive_core.networks.vae_decoder import VAEDecoder
 from . import compat, memory
 
@@ -17,31 +18,31 @@ _patchers: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
 
 
 def decoded(vae, latents: Tensor) -> Iterator[Tensor]:
-    """Unscaled latents (F, 4, h, w) -> pictures (up to 2, H, W, 3) in [0, 1], in order.
+    """Unscaled latents (F, 4, h, w) -> pictures (up to 2, H, W, 3) in [0, 1], in order, on the device that made them.
 
     A VAE that is not built like Stable Diffusion's, such as TAESD, decodes in its own way.
     """
-    decoder = getattr(vae.first_stage_model, "decoder", None)
-    if type(decoder) is not ldm.Decoder:
+    patcher = patcher_of(vae)
+    if patcher is None:
         for chunk in latents.split(TOGETHER):
             yield vae.decode(chunk)
         return
-    patcher = _patchers.get(decoder)
-    if patcher is None:
-        patcher = _patchers[decoder] = _make_patcher(vae, decoder)
     height, width = latents.shape[-2:]
-    comfy.model_management.load_models_gpu(
-        [patcher], memory_required=memory.decoding(width, height, vae.vae_dtype), force_full_load=True
-    )
-    arriving = None
+    comfy.model_management.load_models_gpu([patcher], memory_required=memory.decoding(width, height, vae.vae_dtype))
+    compat.bring_over(patcher.model, patcher.load_device)
     for chunk in latents.split(TOGETHER):
         pictures = patcher.model(send(chunk, patcher.load_device, vae.vae_dtype)).float() / 2 + 0.5
-        begun = Arrival(pictures.clamp(0, 1).movedim(1, -1).contiguous())
-        if arriving is not None:  # while the GPU is at the next
-            yield arriving.wait()
-        arriving = begun
-    if arriving is not None:
-        yield arriving.wait()
+        yield pictures.clamp(0, 1).movedim(1, -1)
+
+
+def patcher_of(vae):
+    """The core's decoder with this VAE's weights, made once; None for a VAE that it cannot stand in for."""
+    decoder = getattr(vae.first_stage_model, "decoder", None)
+    if type(decoder) is not ldm.Decoder:
+        return None
+    if decoder not in _patchers:
+        _patchers[decoder] = _make_patcher(vae, decoder)
+    return _patchers[decoder]
 
 
 def _make_patcher(vae, decoder: nn.Module):
@@ -54,6 +55,7 @@ def _make_patcher(vae, decoder: nn.Module):
         weights["post_quant_conv.weight"].shape[0],
         dtype=vae.vae_dtype,
         device=comfy.model_management.vae_offload_device(),
+        operations=comfy.ops.disable_weight_init,
     )
     return compat.make_patcher(network, weights)
 

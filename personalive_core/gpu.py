@@ -88,7 +88,11 @@ class Captured:
             self._inputs = [x.clone() for x in inputs]
             torch.cuda.synchronize()  # no other work may be under way while a stream is captured
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # Graphs captured on one stream share the workspace of their products, so those that may run at the same
+            # time must not be: what runs on a side stream is captured there.
+            current = torch.cuda.current_stream()
+            stream = None if current == torch.cuda.default_stream() else current
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._output = self._function(*self._inputs)
             self._graph = graph
         for mine, x in zip(self._inputs, inputs, strict=True):

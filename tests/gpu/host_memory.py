@@ -39,21 +39,21 @@ from personalive_core.video import VideoReader, VideoWriter
 from personalive_core.weights import find_weights
 
 GIB = 2**30
-MODES = [
-    ("default", [], None),
-    ("no dynamic VRAM", ["--disable-dynamic-vram"], None),
-    ("lowvram", ["--disable-dynamic-vram", "--lowvram"], None),
-    ("novram", ["--novram"], None),
-    ("reserve 136 GiB", ["--reserve-vram", "136"], None),
-    ("card of 12 GiB", [], 12),
-    ("card of 8 GiB", [], 8),
-]
+MODES = {  # arguments of the host; GiB of the card that others leave
+    "default": ([], None),
+    "no dynamic VRAM": (["--disable-dynamic-vram"], None),
+    "lowvram": (["--disable-dynamic-vram", "--lowvram"], None),
+    "novram": (["--novram"], None),
+    "all but 5 GiB reserved": (["--reserve-vram", "{}"], None),
+    "card of 12 GiB": ([], 12),
+    "card of 8 GiB": ([], 8),
+}
 
 
-def used_memory() -> int:
-    """Bytes of GPU memory that all processes hold."""
+def card_memory():
+    """`total` and `used` bytes of the first GPU, by whichever process."""
     pynvml.nvmlInit()
-    return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used
+    return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0))
 
 
 class PeakMemory:
@@ -70,7 +70,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while self.running:
-            self.peak = max(self.peak, used_memory())
+            self.peak = max(self.peak, card_memory().used)
             time.sleep(0.02)
 
     def __exit__(self, *error) -> None:
@@ -172,8 +172,9 @@ def hold_back(cap: int) -> torch.Tensor:
 
 
 def rate(progress: list[tuple[float, int]]) -> float:
-    """Seconds for each count of a node's progress, once it is warm."""
-    (begin, first), (end, last) = progress[2], progress[-1]
+    """Seconds for each count of a node's progress, in its second half."""
+    (begin, first), last = progress[len(progress) // 2], progress[-1][1]
+    end = next(clock for clock, count in progress if count == last)
     return (end - begin) / (last - first)
 
 
@@ -195,7 +196,7 @@ def measure_core(weights: Path, portrait: Path, driving: Path, frames: int) -> f
 
 def measure(host: Path, base: Path, arguments: list[str], frames: int) -> tuple[dict, torch.Tensor]:
     """The numbers of one mode; peaks are of the whole server process, its CUDA context included."""
-    idle = used_memory()
+    idle = card_memory().used
     server = Server(host, base, "--preview-method", "none", "--fp16-vae", *arguments)
     try:
         progress: dict[str, list[tuple[float, int]]] = defaultdict(list)
@@ -216,7 +217,7 @@ def measure(host: Path, base: Path, arguments: list[str], frames: int) -> tuple[
             "peak sampling, GiB": sampling.gib,
             "peak sampling and assembling, GiB": assembling.gib,
             "first run, s": seconds,
-            "sample, ms a window": 1000 * rate(progress["sample"][len(progress["sample"]) // 2 :]),
+            "sample, ms a window": 1000 * rate(progress["sample"]),
             "assemble, ms a window": 4 * 1000 * rate(progress["assemble"]),
             "SD after against before, error": ((after - before).norm() / before.norm()).item(),
         }, ours
@@ -228,25 +229,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("comfyui", "weights", "portrait", "driving"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--frames", type=int, default=48)
-    parser.add_argument("--modes", nargs="*", help="names of modes; all unless given")
+    parser.add_argument("--frames", type=int, default=96)
+    parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES))
     parser.add_argument("--host-arguments", default="", help="further arguments of every host, separated by spaces")
     options = parser.parse_args()
     core = measure_core(options.weights, options.portrait, options.driving, options.frames)
     gc.collect()
     torch.cuda.empty_cache()
     print(f"core alone, from motion to video: {core:.1f} ms a window", flush=True)
-    first = None
+    first, all_but_5 = None, card_memory().total // GIB - 5
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder, "base")
         write_base(base, options.weights, options.portrait.absolute(), options.driving.absolute())
-        for name, arguments, cap in MODES:
-            if options.modes and name not in options.modes:
-                continue
+        for name in options.modes:
+            arguments, cap = MODES[name]
             held = hold_back(cap) if cap else None
             try:
                 row, ours = measure(
-                    options.comfyui, base, [*arguments, *options.host_arguments.split()], options.frames
+                    options.comfyui,
+                    base,
+                    [*(word.format(all_but_5) for word in arguments), *options.host_arguments.split()],
+                    options.frames,
                 )
                 first = ours if first is None else first
                 together = row["sample, ms a window"] + row["assemble, ms a window"]

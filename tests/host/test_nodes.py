@@ -92,7 +92,10 @@ def test_host_nodes_take_the_latents(host):
 
 
 def test_assemble_video_decodes_as_the_host_does(host):
-    prompt = sampling() | {"compare": node("TestDecoders", samples=["sample", 0], vae=["vae", 0])}
+    prompt = sampling() | {
+        "sd": node("VAELoader", vae_name="sd.safetensors"),
+        "compare": node("TestDecoders", samples=["sample", 0], vae=["sd", 0]),
+    }
     found = succeed(host, prompt).outputs["compare"]
     assert found["frames"] == [FRAMES]
     assert found["error"][0] < 1e-4
@@ -100,7 +103,11 @@ def test_assemble_video_decodes_as_the_host_does(host):
 
 def test_norms_are_where_the_pictures_are_although_the_host_forgets_them(host):
     """Of partly loaded networks it moves its own layers as they are used, and no others."""
-    prompt = {"model": sampling()["model"], "strays": node("TestStrays", model=["model", 0])}
+    prompt = {
+        "model": sampling()["model"],
+        "sd": node("VAELoader", vae_name="sd.safetensors"),
+        "strays": node("TestStrays", model=["model", 0], vae=["sd", 0]),
+    }
     found = succeed(host, prompt).outputs["strays"]
     assert {"GroupNorm", "LayerNorm", "GlobalResponseNorm"} <= set(found["moved"])
     assert found["stayed"] and set(found["stayed"]) <= {"Conv2d", "Linear", "BatchNorm2d"}

@@ -72,7 +72,7 @@ class TestDecoders:
 
     def compare(self, samples, vae):
         (module,) = (m for name, m in sys.modules.items() if name.endswith("nodes.decode"))
-        ours = torch.cat([frames.clone() for frames in module.decoded(vae, samples["samples"])])
+        ours = torch.cat([frames.cpu() for frames in module.decoded(vae, samples["samples"])])
         theirs = vae.decode(samples["samples"])
         return {"ui": {"error": [((ours - theirs).norm() / theirs.norm()).item()], "frames": [len(ours)]}}
 
@@ -84,12 +84,13 @@ class TestStrays:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": ("PERSONALIVE_MODEL",)}}
+        return {"required": {"model": ("PERSONALIVE_MODEL",), "vae": ("VAE",)}}
 
-    def move(self, model):
+    def move(self, model, vae):
         (module,) = (m for name, m in sys.modules.items() if name.endswith("nodes.compat"))
+        (decoding,) = (m for name, m in sys.modules.items() if name.endswith("nodes.decode"))
         moved, stayed = set(), set()
-        for patcher in model.patchers.values():
+        for patcher in (*model.patchers.values(), decoding.patcher_of(vae)):
             network = copy.deepcopy(patcher.model)
             module.bring_over(network, torch.device("meta"))
             for layer in network.modules():
