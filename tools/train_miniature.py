@@ -6,12 +6,13 @@
 RUN keeps the checkpoint, the curves, the sample sheets and the log. Started again with the same RUN it goes on where
 it was: after `--stop-after`, after SIGTERM, after a crash. A step depends on its number alone, never on when it ran.
 
-Four stages: the autoencoder; the motion extractor and motion encoder, told the truth; both UNets, the pose guider and
-the image encoder on windows of 16 frames at the noise levels of inference; the same on streams of their own results.
-Needs what `personalive[standalone]` needs, OpenCV, and takes 25 minutes on one H200 with 16 CPU cores.
+Five stages: the autoencoder; the motion extractor and motion encoder, told the truth; both UNets, the pose guider and
+the image encoder on single pictures, on windows of 16 frames, and on streams of their own results, at the noise levels
+of inference. Needs what `personalive[standalone]` needs and OpenCV; made for 20 minutes on one H100 with 16 CPU cores.
 """
 
 import argparse
+import copy
 import json
 import math
 import mmap
@@ -19,7 +20,6 @@ import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from personalive_core.attention import pytorch_attention
 from personalive_core.config import (
     CHUNK,
     LATENT_SCALE,
@@ -83,10 +84,11 @@ SLOTS = 32  # frames of a take: two windows
 PICTURES = 2 + 2 * SLOTS  # of a take: the portrait, the driver's first frame, the driver, the right answers
 ANSWERS = slice(2 + SLOTS, PICTURES)
 EXPRESSION = slice(6, 13)  # of a pose: gaze, blink, brows, mouth, smile, pucker
+SHORTEST, LONGEST = 8, 100  # windows that streams may have in training, at its begin and at its end
 FIRST_SEED = 1_000_000  # of takes; tests, demo and sample sheets use smaller ones
 
 CONFIG = ModelConfig(
-    unet=UNetConfig(channels=(48, 64), layers=1, heads=4, norm_groups=16, image_embeds_width=48),
+    unet=UNetConfig(channels=(48, 64), layers=1, heads=4, norm_groups=4, image_embeds_width=48),
     motion_encoder=MotionEncoderConfig(
         image_size=96,
         stem_channels=32,
@@ -127,7 +129,8 @@ class Stage:
     batch: int  # pictures, or takes
     rate: float  # of learning, at most
     pools: int  # how often new takes come
-    half: bool = True  # in mixed precision, on a GPU
+    half: bool = True  # in 16-bit floats, on a GPU
+    untouched: str | None = None  # what is in the names of parameters that stay as they are
 
 
 GENERATOR = ("reference_unet", "denoising_unet", "pose_guider", "image_encoder")
@@ -138,18 +141,21 @@ class Plan:
     """How long and how large; the default is what the shipped weights were made with."""
 
     stages: tuple[Stage, ...] = (
-        Stage("autoencoder", ("vae",), steps=6000, batch=64, rate=1e-3, pools=16),
+        Stage("autoencoder", ("vae",), steps=3000, batch=64, rate=1e-3, pools=6),
         Stage(
             "motion",
             ("motion_extractor", "motion_encoder", "expression"),
-            steps=3500,
+            steps=2500,
             batch=256,
             rate=1e-3,
-            pools=6,
+            pools=5,
             half=False,
         ),
-        Stage("denoising", GENERATOR, steps=12000, batch=32, rate=1.5e-3, pools=28),
-        Stage("streaming", GENERATOR, steps=1500, batch=16, rate=4e-4, pools=12),
+        Stage(
+            "single_pictures", GENERATOR, steps=5000, batch=128, rate=1.5e-3, pools=12, untouched=".temporal_modules."
+        ),
+        Stage("windows", GENERATOR, steps=3000, batch=16, rate=1e-3, pools=8),
+        Stage("next_windows", GENERATOR, steps=5000, batch=16, rate=1e-4, pools=10),
     )
     takes: int = 1024  # drawn at a time, then used until the next are drawn
     workers: int = 15
@@ -252,6 +258,13 @@ class Drawing:
 # Networks
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's, but for the few frames of a window written out: its kernels are made for long sequences."""
+    if k.shape[-2] > WINDOW:
+        return pytorch_attention(q, k, v)
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+
 def build(seed: int = 0) -> dict[str, nn.Module]:
     """All networks, ready to be trained, float32 on the CPU. "expression" reads tokens and is not kept."""
     torch.manual_seed(seed)
@@ -260,7 +273,7 @@ def build(seed: int = 0) -> dict[str, nn.Module]:
         "vae": AutoencoderKL(**VAE),
         "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**IMAGE_ENCODER)),
         "reference_unet": ReferenceUNet(unet),
-        "denoising_unet": DenoisingUNet(unet),
+        "denoising_unet": DenoisingUNet(unet, attention=attention),
         "motion_encoder": MotionEncoder(CONFIG.motion_encoder),
         "motion_extractor": MotionExtractor(CONFIG.motion_extractor),
         "pose_guider": PoseGuider(CONFIG.pose_guider),
@@ -279,7 +292,55 @@ def build(seed: int = 0) -> dict[str, nn.Module]:
                 nn.init.zeros_(module.bias)
     detector = networks["motion_extractor"].detector
     nn.init.constant_(detector.fc_scale.bias, 0.55)
+    with torch.no_grad():
+        networks["vae"].quant_conv.bias[VAE["latent_channels"] :] -= 6  # latents begin with little noise
     return networks
+
+
+class Generator(nn.Module):
+    """The networks that make the pictures, as one function of tensors, which a GPU can replay as one graph."""
+
+    def __init__(self, networks: dict[str, nn.Module]):
+        super().__init__()
+        self.networks = nn.ModuleDict({name: networks[name] for name in GENERATOR})
+
+    def forward(
+        self,
+        portraits: Tensor,
+        references: Tensor,
+        keypoint_map: Tensor,
+        motion_tokens: Tensor,
+        latents: Tensor,
+        timesteps: Tensor,
+    ) -> Tensor:
+        """portraits (R, 3, 224, 224) for the image encoder, references (1 + K, R, 4, h, w) latents of the portrait and
+        of K keyframes, keypoint map (1, 3, B x F, H, W), motion tokens (B, F, 32, 16), latents (B, 4, F, h, w),
+        timesteps (F,) -> noise (B, 4, F, h, w). There may be a portrait for each window or for each frame.
+
+        What inference shares between the frames of a window stands here once for each of them.
+        """
+        denoising_unet, batch = self.networks["denoising_unet"], len(portraits)
+        frames = latents.shape[0] * latents.shape[2]
+        embeds = self.networks["image_encoder"](portraits).image_embeds[:, None]
+        features = self.networks["reference_unet"](references.flatten(0, 1), embeds.repeat(len(references), 1, 1))
+        first, *keyframes = (
+            {path: x[i : i + batch] for path, x in features.items()} for i in range(0, batch * len(references), batch)
+        )
+        conditioning = denoising_unet.condition(embeds, first)
+        for keyframe in keyframes:
+            conditioning = denoising_unet.add_keyframe(conditioning, keyframe)
+
+        def each_frame(x: Tensor) -> Tensor:
+            return x.repeat_interleave(frames // batch, 0)
+
+        conditioning = Conditioning(
+            cross={path: each_frame(x) for path, x in conditioning.cross.items()},
+            keys_values={path: (each_frame(k), each_frame(v)) for path, (k, v) in conditioning.keys_values.items()},
+        )
+        pose_features = rearrange(
+            self.networks["pose_guider"](keypoint_map), "1 c (b f) h w -> b c f h w", b=len(latents)
+        )
+        return denoising_unet(latents, timesteps, conditioning, motion_tokens, pose_features)
 
 
 def fold_latent_scale(vae: AutoencoderKL, latents: Tensor) -> None:
@@ -302,13 +363,14 @@ def fold_latent_scale(vae: AutoencoderKL, latents: Tensor) -> None:
 def head_pose(poses: Tensor, keypoints: Tensor) -> HeadPose:
     """The true head of poses (F, 13), keypoints (F, 21, 3)."""
     translation = F.pad(poses[:, 3:5], (0, 1))
-    return HeadPose(poses[:, [1, 0, 2]], translation, poses[:, 5:6], keypoints)
+    yaw, pitch, roll = poses[:, :3].unbind(1)
+    return HeadPose(torch.stack([pitch, yaw, roll], 1), translation, poses[:, 5:6], keypoints)
 
 
 def importance(pose: HeadPose, side: int) -> Tensor:
     """(F, 1, side, side): how much an error counts; eyes and mouth are few pixels, and most of what one looks at."""
-    points = transform_keypoints(pose)[:, [3, 4, 15, 20], :2]
-    points = torch.cat([points, points[:, 2:].mean(1, keepdim=True)], 1)
+    left_eye, right_eye, left, right = (transform_keypoints(pose)[:, i, :2] for i in (3, 4, 15, 20))
+    points = torch.stack([left_eye, right_eye, left, right, (left + right) / 2], 1)
     line = (torch.arange(side, device=points.device) + 0.5) * (2 / side) - 1
     width = 2 * (0.26 * pose.scale[:, :, None]) ** 2
     x = torch.exp(-((line - points[:, :, :1]) ** 2) / width)
@@ -349,6 +411,7 @@ class Pool:
     poses: Tensor  # (N, 66, 13)
     keypoints: Tensor  # (N, 2, 21, 3)
     begins: Tensor  # (N,) bool
+    portraits: Tensor | None = None  # (N, 3, 224, 224) as the image encoder sees them
     latents: Tensor | None = None  # (N, 33, 4, h, w) scaled: the portrait and the right answers
     heads: HeadPose | None = None  # N x 34 as extracted: the portrait, the driver's first frame, the driver
     tokens: Tensor | None = None  # (N, 34, 32, 16) motion tokens of the same
@@ -369,16 +432,26 @@ class Pool:
 
 @dataclass
 class Window:
-    """What the denoising UNet is given and told for windows of B takes, but for the noisy latents."""
+    """What the generator is given and told for windows of B takes and F frames, but for the noisy latents."""
 
-    reference: Tensor  # (B, 4, h, w) latents
-    answers: Tensor  # (B, 4, 16, h, w) latents
-    weights: Tensor  # (B, 1, 16, h, w) importance
-    conditioning: Conditioning
-    motion_tokens: Tensor  # (B, 16, 32, 16)
-    pose_features: Tensor  # (B, C, 16, h, w)
-    take: Tensor
-    slots: Tensor  # (B, 16)
+    portraits: Tensor  # (B, 3, 224, 224) for the image encoder
+    references: Tensor  # (1 + K, B, 4, h, w) latents: the portrait and K keyframes
+    keypoint_map: Tensor  # (1, 3, B x F, H, W)
+    motion_tokens: Tensor  # (B, F, 32, 16)
+    answers: Tensor  # (B, 4, F, h, w) latents
+    weights: Tensor  # (B, 1, F, h, w) importance
+    take: Tensor  # (B,)
+    slots: Tensor  # (B, F)
+
+
+@dataclass
+class Streams:
+    """Streams under way, B of them: what inference keeps from one window to the next."""
+
+    take: Tensor  # (B,)
+    start: Tensor  # (B,) how many frames have gone by
+    left: Tensor  # (B,) windows until it ends and another begins in its place
+    latents: Tensor  # (B, 4, 12, h, w)
 
 
 @dataclass
@@ -393,13 +466,17 @@ class Run:
     step: int = 0  # done in this stage
     seconds: float = 0.0  # of training, all runs together
     history: list = field(default_factory=list)  # (stage, step, {name: value})
+    streams: Streams | None = None  # under way
 
     def __post_init__(self) -> None:
         for name, network in self.networks.items():
             network.to(self.device)
             if name == "vae":
                 network.to(memory_format=torch.channels_last)
-        self.schedule = Schedule()
+        self.schedule, self.alphas = Schedule(), alphas_cumprod().to(self.device)
+        self.frames = torch.arange(WINDOW, device=self.device)
+        # Of single pictures: those of four steps three times as often as those that only eight have.
+        self.levels = torch.tensor(2 * Schedule(4).ladder[:-1] + Schedule(8).ladder[:-1], device=self.device)
         self._begin_stage()
 
     @property
@@ -422,14 +499,32 @@ class Run:
         if self.is_done:
             return
         for name, network in self.networks.items():
-            trained = name in self.now.networks
-            network.train(trained)
-            network.requires_grad_(trained)
-        self.parameters = [p for name in self.now.networks for p in self.networks[name].parameters()]
+            network.train(name in self.now.networks)
+            network.requires_grad_(False)
+        self.parameters = self._parameters(self.networks)
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
         self.average = [p.detach().clone() for p in self.parameters]
-        fused = self.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=0, betas=(0.9, 0.99), weight_decay=0.01, fused=fused)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.now.half and self.device.type == "cuda")
+        on_gpu = self.device.type == "cuda"
+        self.is_half = self.now.half and on_gpu
+        # In 16-bit floats copies of the networks run; what is kept and changed is the originals.
+        self.running = self.networks
+        if self.is_half:
+            self.running = {name: copy.deepcopy(network).half() for name, network in self.networks.items()}
+        self.copies = self._parameters(self.running)
+        for parameter in (*self.parameters, *self.copies):
+            parameter.grad = torch.zeros_like(parameter)
+        self.generators: dict[int, Generator] = {}
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=0, betas=(0.9, 0.99), weight_decay=0.01, fused=on_gpu)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.is_half)
+
+    def _parameters(self, networks: dict[str, nn.Module]) -> list[nn.Parameter]:
+        return [
+            parameter
+            for name in self.now.networks
+            for path, parameter in networks[name].named_parameters()
+            if not (self.now.untouched and self.now.untouched in path)
+        ]
 
     # Keeping and finding again
 
@@ -441,6 +536,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "counts": (self.stage, self.step, self.seconds),
             "history": self.history,
+            "streams": self.streams and vars(self.streams),
         }
         partial = self.folder / "checkpoint.part"
         torch.save(state, partial)
@@ -455,6 +551,7 @@ class Run:
             network.load_state_dict(state["networks"][name])
         self.stage, self.step, self.seconds = state["counts"]
         self.history = state["history"]
+        self.streams = state["streams"] and Streams(**state["streams"])
         self._begin_stage()
         if not self.is_done:
             self.average = state["average"]
@@ -498,21 +595,26 @@ class Run:
         rate = stage.rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * self.step / stage.steps)) / 2)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad()
-        losses = {"autoencoder": self.autoencoder, "motion": self.motion, "denoising": self.denoising}
-        values: dict[str, Tensor] = {}
-        for loss, found in losses.get(stage.name, self.streaming)(pool, random):
-            self.scaler.scale(loss).backward()
-            for name, value in found.items():
-                values[name] = values.get(name, 0) + value.detach()
+        torch._foreach_zero_([p.grad for p in self.copies])  # in place: graphs write there
+        losses = (self.autoencoder, self.motion, self.single_pictures, self.windows, self.next_windows)
+        loss, values = {loss.__name__: loss for loss in losses}[stage.name](pool, random)
+        self.scaler.scale(loss).backward()
+        if self.is_half:
+            torch._foreach_copy_([p.grad for p in self.parameters], [p.grad for p in self.copies])
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.is_half:
+            self._copy_weights()
         self.step += 1
         keep = min(0.999, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
-        return values
+        return {name: value.detach() for name, value in values.items()}
+
+    @torch.no_grad()
+    def _copy_weights(self) -> None:
+        torch._foreach_copy_(self.copies, self.parameters)
 
     def end_stage(self, pool: Pool) -> None:
         """The averages become the weights."""
@@ -524,9 +626,9 @@ class Run:
         if self.now.name == "motion":
             self._settle_batch_norms(pool)
 
-    def autocast(self):
-        enabled = self.now.half and self.device.type == "cuda"
-        return torch.autocast(self.device.type, torch.float16, enabled=enabled)
+    def _half(self, x: Tensor) -> Tensor:
+        """As the running networks want it."""
+        return x.half() if self.is_half else x
 
     def _indices(self, random: torch.Generator, high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=random, device=self.device)
@@ -544,24 +646,23 @@ class Run:
 
     # Stage 1
 
-    def autoencoder(self, pool: Pool, random: torch.Generator) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        vae, batch = self.networks["vae"], self.now.batch
+    def autoencoder(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        vae, batch = self.running["vae"], self.now.batch
         take, picture = self._indices(random, len(pool.begins), batch), self._indices(random, PICTURES, batch)
         pixels = (pool.pixels(take, picture) * 2 - 1).contiguous(memory_format=torch.channels_last)
         weights = importance(pool.true_heads(take, picture), SIZE)
-        with self.autocast():
-            posterior = vae.encode(pixels).latent_dist
-            mean, deviation = posterior.mean.float(), posterior.std.float()
-            result = vae.decode(mean + deviation * self._noise(random, mean)).sample
+        posterior = vae.encode(self._half(pixels)).latent_dist
+        mean, deviation = posterior.mean.float(), posterior.std.float()
+        result = vae.decode(self._half(mean + deviation * self._noise(random, mean))).sample
         difference = result.float() - pixels
         edges = difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
         loss = (weights * (difference.abs() + 4 * difference**2)).mean() + edges
         spread = (mean**2 + deviation**2 - 1 - 2 * deviation.log()).mean() / 2
-        yield loss + 1e-4 * spread, {"loss": loss, "psnr": -10 * ((difference**2).mean() / 4).log10()}
+        return loss + 1e-4 * spread, {"loss": loss, "psnr": -10 * ((difference**2).mean() / 4).log10()}
 
     # Stage 2
 
-    def motion(self, pool: Pool, random: torch.Generator) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    def motion(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         batch = self.now.batch
         take, picture = self._indices(random, len(pool.begins), batch), self._indices(random, PICTURES, batch)
         pixels, truth = pool.pixels(take, picture), pool.true_heads(take, picture)
@@ -580,7 +681,7 @@ class Run:
         tokens, loss = self._tokens(crop_squares(pixels, boxes, CONFIG.motion_encoder.image_size))
         expression = self._expression_loss(tokens, pool.poses[take, picture][:, EXPRESSION])
         total = angles / 8 + 10 * points + 10 * shift + 3 * canonical + 5 * expression + loss
-        yield (
+        return (
             total,
             {"degrees": angles, "points": points, "shift and scale": shift, "expression": expression, "size": loss},
         )
@@ -605,11 +706,11 @@ class Run:
             norm.momentum = None
         random = torch.Generator(self.device).manual_seed(2)
         for _ in range(16):
-            next(self.motion(pool, random))
+            self.motion(pool, random)
         for norm in norms:
             norm.momentum = 0.1
 
-    # Stages 3 and 4
+    # Stages 3 to 5
 
     def load(self, takes: Takes) -> Pool:
         """Onto the device; for the UNets with what the networks say that are frozen by then."""
@@ -617,20 +718,21 @@ class Run:
             *(torch.from_numpy(x).to(self.device) for x in (takes.pictures, takes.poses, takes.keypoints)),
             torch.from_numpy(takes.begins).to(self.device).bool(),
         )
-        if self.now.name not in ("denoising", "streaming"):
+        if self.now.networks != GENERATOR:
             return pool
-        latents, heads, tokens = [], [], []
+        portraits, latents, heads, tokens = [], [], [], []
         extractor, encoder = self.networks["motion_extractor"], self.networks["motion_encoder"]
         for pictures in pool.pictures.split(16):
             pixels = pictures.permute(0, 1, 4, 2, 3).float() / 255
             drawn = torch.cat([pixels[:, :1], pixels[:, ANSWERS]], 1)
             means = self._vae_means(drawn.flatten(0, 1)).unflatten(0, drawn.shape[:2])
+            portraits.append(self._half(clip_pixels(pixels[:, 0])))
             latents.append(means * LATENT_SCALE)
             seen = pixels[:, : ANSWERS.start].flatten(0, 1)
             heads.append(extractor(seen))
             boxes = fill_empty_boxes(face_boxes(transform_keypoints(heads[-1])), None)
             tokens.append(encoder(crop_squares(seen, boxes, CONFIG.motion_encoder.image_size))[0])
-        pool.latents, pool.heads = torch.cat(latents), HeadPose.cat(heads)
+        pool.portraits, pool.latents, pool.heads = torch.cat(portraits), torch.cat(latents), HeadPose.cat(heads)
         pool.tokens = torch.cat(tokens).unflatten(0, (len(pool.begins), -1))
         return pool
 
@@ -641,11 +743,9 @@ class Run:
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
             return torch.cat([self.networks["vae"].encode(part).latent_dist.mean.float() for part in parts])
 
-    def window(self, pool: Pool, take: Tensor, start: Tensor, keyframes: Tensor) -> Window:
-        """Windows that begin at slot `start` (B,) of takes (B,), with B x K slots as keyframes."""
-        batch = len(take)
-        slots = start[:, None] + torch.arange(WINDOW, device=self.device)  # (B, 16)
-        many = repeat(take, "b -> b f", f=WINDOW)
+    def window(self, pool: Pool, take: Tensor, slots: Tensor, keyframes: Tensor) -> Window:
+        """Slots (B, F) of takes (B,), with others (B, K) as keyframes."""
+        many = repeat(take, "b -> b f", f=slots.shape[1])
         reference = pool.latents[take, 0]
 
         # The driver, and in the warm-up what lies between the portrait and the driver's first frame
@@ -664,17 +764,13 @@ class Run:
             angles=torch.where(warm, angles, pose.angles),
             translation=torch.where(warm, portrait.translation, pose.translation),
         )
-        keypoint_map = draw_keypoint_map(transform_keypoints(pose), SIZE, SIZE)
-        with self.autocast():
-            features = self.networks["pose_guider"](keypoint_map)
-            conditioning = self._conditioning(pool, take, reference, keyframes)
         return Window(
-            reference=reference,
+            portraits=pool.portraits[take],
+            references=torch.stack([reference, *(pool.latents[take, 1 + slot] for slot in keyframes.unbind(1))]),
+            keypoint_map=draw_keypoint_map(transform_keypoints(pose), SIZE, SIZE),
+            motion_tokens=tokens,
             answers=rearrange(pool.latents[take[:, None], 1 + slots], "b f c h w -> b c f h w"),
             weights=self._weights(pool, take, slots),
-            conditioning=conditioning,
-            motion_tokens=tokens,
-            pose_features=rearrange(features, "1 c (b f) h w -> b c f h w", b=batch),
             take=take,
             slots=slots,
         )
@@ -684,47 +780,62 @@ class Run:
         heads = pool.true_heads(many, slots.flatten() + ANSWERS.start)
         return rearrange(importance(heads, LATENT_SIDE), "(b f) 1 h w -> b 1 f h w", b=len(take))
 
-    def _conditioning(self, pool: Pool, take: Tensor, reference: Tensor, keyframes: Tensor) -> Conditioning:
-        """For every frame of B windows: what inference shares between the frames stands here once for each."""
-        denoising_unet, reference_unet = self.networks["denoising_unet"], self.networks["reference_unet"]
-        embeds = self.networks["image_encoder"](clip_pixels(pool.pixels(take, torch.zeros_like(take)))).image_embeds
-        embeds = embeds[:, None]
-        conditioning = denoising_unet.condition(embeds, reference_unet(reference, embeds))
-        for slot in keyframes.unbind(1):
-            features = reference_unet(pool.latents[take, 1 + slot], embeds)
-            conditioning = denoising_unet.add_keyframe(conditioning, features)
-
-        def each_frame(x: Tensor) -> Tensor:
-            return x.repeat_interleave(WINDOW, 0)
-
-        return Conditioning(
-            cross={path: each_frame(x) for path, x in conditioning.cross.items()},
-            keys_values={path: (each_frame(k), each_frame(v)) for path, (k, v) in conditioning.keys_values.items()},
-        )
-
     def predict(self, window: Window, latents: Tensor, timesteps: Tensor) -> Tensor:
-        """Noisy latents (B, 4, 16, h, w) at timesteps (16,) -> the noise in them, float32."""
-        with self.autocast():
-            noise = self.networks["denoising_unet"](
-                latents, timesteps.to(self.device), window.conditioning, window.motion_tokens, window.pose_features
-            )
-        return noise.float()
+        """Noisy latents (B, 4, F, h, w) at timesteps (F,) -> the noise in them, float32.
 
-    def denoising_loss(self, window: Window, x0: Tensor, timesteps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of predicted pictures (B, 4, 16, h, w) in latents.
+        On a GPU the work of each number of keyframes is captured once and replayed.
+        """
+        floats = (window.portraits, window.references, window.keypoint_map, window.motion_tokens, latents)
+        given = (*map(self._half, floats), timesteps)
+        keyframes = len(window.references) - 1
+        if keyframes not in self.generators:
+            generator = Generator(self.running).train()
+            if self.device.type == "cuda":
+                torch.cuda.make_graphed_callables(generator, given, allow_unused_input=True)
+            self.generators[keyframes] = generator
+        return self.generators[keyframes](*given).float()
+
+    def denoising_loss(
+        self, window: Window, x0: Tensor, timesteps: Tensor, most: float = math.inf
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of predicted pictures (B, 4, F, h, w) in latents.
 
         An error e in the noise is an error k e in the picture, k from 0.03 at the last level to 66 at the first. The
-        loss is w (k e)^2 / k^2, with w = k between bounds: halfway from that of the noise to that of the picture.
+        loss is w (k e)^2 with w = 1 / k, halfway between that of the noise and that of the picture, and less at the
+        first level, where all that can be learnt is to copy the noise a little more precisely. `most` bounds w.
         """
-        error = (window.weights * (x0 - window.answers) ** 2).mean((0, 1, 3, 4)) / window.weights.mean()  # (16,)
-        alphas = alphas_cumprod()[timesteps].to(error)
+        error = (window.weights * (x0 - window.answers) ** 2).mean((0, 1, 3, 4)) / window.weights.mean()  # (F,)
+        alphas = self.alphas[timesteps]
         k = ((1 - alphas) / alphas).sqrt()
-        loss = (k.clamp(0.01, 12) / k**2 * error).mean()
-        levels = error.detach().unflatten(0, (-1, CHUNK)).mean(1).sqrt()
-        return loss, {f"error {i}": levels[i] for i in range(len(levels))}  # 0 is the oldest chunk
+        loss = ((k.clamp(max=12) / k**2).clamp(max=most) * error).mean()
+        values = {"loss": loss}
+        for level in self.schedule.ladder[:-1]:
+            there = timesteps == level
+            values[f"error at {level}"] = ((error * there).sum() / there.sum().clamp(min=1)).sqrt()
+        return loss, values
 
-    def denoising(self, pool: Pool, random: torch.Generator) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Right answers with noise, at the levels of four or eight steps."""
+    def single_pictures(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Right answers with noise, each of another take and at a level of its own: all as one window, whose frames do
+        not see each other yet."""
+        batch = self.now.batch
+        take, slots = self._indices(random, len(pool.begins), batch), self._indices(random, SLOTS, batch, 1)
+        keyframes = self._indices(random, SLOTS, batch, _some_keyframes(self._chances()[0]))
+        window = self.window(pool, take, slots, keyframes)
+        window.motion_tokens = rearrange(window.motion_tokens, "b 1 t c -> 1 b t c")
+        window.answers = rearrange(window.answers, "b c 1 h w -> 1 c b h w")
+        window.weights = rearrange(window.weights, "b 1 1 h w -> 1 1 b h w")
+
+        timesteps = self.levels[self._indices(random, len(self.levels), batch)]
+        # What has just come in is the portrait under noise.
+        is_new = (timesteps == self.schedule.ladder[0])[:, None, None]
+        clean = torch.where(is_new, rearrange(window.references[0], "b c h w -> 1 c b h w"), window.answers)
+        latents = self.schedule.add_noise(clean, self._noise(random, clean), timesteps)
+        noise = self.predict(window, latents, timesteps)
+        _, x0 = self.schedule.step(latents, noise, timesteps, timesteps)
+        return self.denoising_loss(window, x0, timesteps)
+
+    def windows(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Windows of right answers with noise, at the levels of four or eight steps."""
         batch = self.now.batch
         take = self._indices(random, len(pool.begins), batch)
         start = CHUNK * self._indices(random, 1 + (SLOTS - WINDOW) // CHUNK, batch)
@@ -732,52 +843,66 @@ class Run:
         schedule = Schedule(4 if choice[0] < 0.75 else 8)
         step = int(choice[1] * schedule.passes)
         keyframes = self._indices(random, SLOTS, batch, _some_keyframes(choice[2]))
-        window = self.window(pool, take, start, keyframes)
+        window = self.window(pool, take, start[:, None] + self.frames, keyframes)
 
-        timesteps = schedule.timesteps(step)
+        timesteps = schedule.timesteps(step, self.device)
         # What has just come in is the portrait under noise: the newest chunk, and in a first window all.
-        is_new = timesteps.to(self.device).eq(timesteps.max()) if step == 0 else torch.zeros(WINDOW).bool()
+        is_new = (timesteps == timesteps[-1]) & (step == 0)
         is_first = (pool.begins[take] & (start == 0))[:, None] & (step == 0)
-        from_portrait = (is_new.to(self.device)[None] | is_first)[:, None, :, None, None]
-        clean = torch.where(from_portrait, window.reference[:, :, None], window.answers)
+        from_portrait = (is_new | is_first)[:, None, :, None, None]
+        clean = torch.where(from_portrait, window.references[0][:, :, None], window.answers)
+        # Half of the takes have turned a little into somebody else, as a stream can: the portrait knows better.
+        strangeness = (torch.rand(batch, 1, 1, 1, 1, generator=random, device=self.device) - 0.5).clamp(min=0)
+        clean = torch.lerp(clean, clean.roll(1, 0), strangeness)
         latents = schedule.add_noise(clean, self._noise(random, clean), timesteps)
         noise = self.predict(window, latents, timesteps)
         _, x0 = schedule.step(latents, noise, timesteps, timesteps)
-        loss, values = self.denoising_loss(window, x0, timesteps)
-        if schedule != self.schedule:
-            values = {}
-        yield loss, {"loss": loss, **values}
+        return self.denoising_loss(window, x0, timesteps, most=1)
 
-    def streaming(self, pool: Pool, random: torch.Generator) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Five windows one after the other, each going on from what the one before made."""
-        batch, windows = self.now.batch, 1 + (SLOTS - WINDOW) // CHUNK
+    def next_windows(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next window of every stream, which goes on from what the network made in the one before. The driver does
+        the take forth and back, without an end."""
+        timesteps = self.schedule.timesteps(0, self.device)
+        streams, choice = self._next_streams(pool, random), self._chances()
+        slots = (streams.start[:, None] + self.frames) % (2 * SLOTS - 2)
+        keyframes = self._indices(random, SLOTS, len(slots), _some_keyframes(choice[0]))
+        window = self.window(pool, streams.take, torch.minimum(slots, 2 * SLOTS - 2 - slots), keyframes)
+
+        new = window.references[0][:, :, None].expand(-1, -1, CHUNK, -1, -1)
+        new = self.schedule.add_noise(new, self._noise(random, new), timesteps[WARM_UP:])
+        latents = torch.cat([streams.latents, new], 2)
+        noise = self.predict(window, latents, timesteps)
+        latents, x0 = self.schedule.step(latents, noise, timesteps, self.schedule.timesteps(1, self.device))
+        loss, values = self.denoising_loss(window, x0, timesteps, most=1)
+        pixels = self._pixel_loss(pool, window, x0, CHUNK + int(CHUNK * choice[1]))
+        self.streams = Streams(
+            streams.take, streams.start + CHUNK, streams.left - 1, latents[:, :, CHUNK:].detach().clone()
+        )
+        return loss + 0.1 * pixels, {**values, "pixels": pixels}
+
+    def _next_streams(self, pool: Pool, random: torch.Generator) -> Streams:
+        """Those under way; where one has ended, and everywhere with a new pool, another that begins."""
+        batch = self.now.batch
         take = self._indices(random, len(pool.begins), batch)
-        choice = self._chances()
-        keyframes = self._indices(random, SLOTS, batch, _some_keyframes(choice[0]))
-        timesteps, following = self.schedule.timesteps(0), self.schedule.timesteps(self.schedule.passes)
-        reference = pool.latents[take, 0][:, :, None]
         known = rearrange(pool.latents[take, 1 : 1 + WARM_UP], "b f c h w -> b c f h w")
-        known = torch.where(pool.begins[take][:, None, None, None, None], reference, known)
-        state = self.schedule.add_noise(known, self._noise(random, known), timesteps[:WARM_UP])
-        for i in range(windows):
-            window = self.window(pool, take, torch.full_like(take, CHUNK * i), keyframes)
-            new = reference.expand(-1, -1, CHUNK, -1, -1)
-            new = self.schedule.add_noise(new, self._noise(random, new), timesteps[WARM_UP:])
-            latents = torch.cat([state, new], 2)
-            noise = self.predict(window, latents, timesteps)
-            latents, x0 = self.schedule.step(latents, noise, timesteps, following)
-            loss, values = self.denoising_loss(window, x0, timesteps)
-            pixels = self._pixel_loss(pool, window, x0, CHUNK + int(CHUNK * choice[1]))
-            values |= {"loss": loss, "pixels": pixels}
-            state = latents[:, :, CHUNK:].detach()
-            yield (loss + 0.1 * pixels) / windows, {name: value / windows for name, value in values.items()}
+        known = torch.where(pool.begins[take][:, None, None, None, None], pool.latents[take, 0][:, :, None], known)
+        known = self.schedule.add_noise(known, self._noise(random, known), self.schedule.warm_up_timesteps(self.device))
+        longest = SHORTEST + (LONGEST - SHORTEST) * self.step // self.now.steps
+        begun = Streams(take, torch.zeros_like(take), 1 + self._indices(random, longest, batch), known)
+        if self.streams is None or self.step % self.steps_per_pool == 0:
+            return begun
+        ended = self.streams.left == 0
+
+        def next_of(ours: Tensor, new: Tensor) -> Tensor:
+            return torch.where(ended.view(-1, *[1] * (new.ndim - 1)), new, ours)
+
+        return Streams(*map(next_of, vars(self.streams).values(), vars(begun).values()))
 
     def _pixel_loss(self, pool: Pool, window: Window, x0: Tensor, frame: int) -> Tensor:
         """Of one frame of the second oldest chunk, after which little can change."""
         picture = window.slots[:, frame] + ANSWERS.start
         weights = importance(pool.true_heads(window.take, picture), SIZE)
-        with self.autocast():
-            decoded = self.networks["vae"].decode(x0[:, :, frame] / LATENT_SCALE).sample.float()
+        decoded = self.running["vae"].decode(self._half(x0[:, :, frame] / LATENT_SCALE)).sample.float()
         difference = decoded - (pool.pixels(window.take, picture) * 2 - 1)
         return (weights * (difference.abs() + 2 * difference**2)).mean()
 
