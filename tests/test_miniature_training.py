@@ -107,7 +107,7 @@ def test_folding_the_scale_of_latents_keeps_the_pictures(monkeypatch):
     assert torch.allclose(scaled.std((0, 2, 3)), torch.ones(4), atol=1e-2)
 
 
-@pytest.mark.parametrize(("stage", "value", "steps"), [("motion", "points", 30), ("windows", "loss", 14)])
+@pytest.mark.parametrize(("stage", "value", "steps"), [("motion", "points", 30), ("windows", "loss", 22)])
 def test_it_learns(begin, stage: str, value: str, steps: int):
     run = begin(only(stage, 400))
     pool = run.load(DrawnHere().pool(0))
