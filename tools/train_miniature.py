@@ -141,21 +141,21 @@ class Plan:
     """How long and how large; the default is what the shipped weights were made with."""
 
     stages: tuple[Stage, ...] = (
-        Stage("autoencoder", ("vae",), steps=3000, batch=64, rate=1e-3, pools=6),
+        Stage("autoencoder", ("vae",), steps=2500, batch=64, rate=1e-3, pools=5),
         Stage(
             "motion",
             ("motion_extractor", "motion_encoder", "expression"),
-            steps=2500,
+            steps=2000,
             batch=256,
             rate=1e-3,
-            pools=5,
+            pools=4,
             half=False,
         ),
         Stage(
-            "single_pictures", GENERATOR, steps=5000, batch=128, rate=1.5e-3, pools=12, untouched=".temporal_modules."
+            "single_pictures", GENERATOR, steps=8000, batch=128, rate=1.5e-3, pools=16, untouched=".temporal_modules."
         ),
-        Stage("windows", GENERATOR, steps=3000, batch=16, rate=1e-3, pools=8),
-        Stage("next_windows", GENERATOR, steps=5000, batch=16, rate=1e-4, pools=10),
+        Stage("windows", GENERATOR, steps=2500, batch=16, rate=1e-3, pools=5),
+        Stage("next_windows", GENERATOR, steps=4000, batch=16, rate=1e-4, pools=8),
     )
     takes: int = 1024  # drawn at a time, then used until the next are drawn
     workers: int = 15
@@ -469,14 +469,13 @@ class Run:
     streams: Streams | None = None  # under way
 
     def __post_init__(self) -> None:
-        for name, network in self.networks.items():
-            network.to(self.device)
-            if name == "vae":
-                network.to(memory_format=torch.channels_last)
+        for network in self.networks.values():
+            network.to(self.device, memory_format=torch.channels_last)
         self.schedule, self.alphas = Schedule(), alphas_cumprod().to(self.device)
         self.frames = torch.arange(WINDOW, device=self.device)
-        # Of single pictures: those of four steps three times as often as those that only eight have.
-        self.levels = torch.tensor(2 * Schedule(4).ladder[:-1] + Schedule(8).ladder[:-1], device=self.device)
+        # Of single pictures: most often those in between, where the picture is made.
+        levels = Schedule(4).ladder[:-1] + 2 * Schedule(4).ladder[1:-2] + Schedule(8).ladder[:-1]
+        self.levels = torch.tensor(levels, device=self.device)
         self._begin_stage()
 
     @property
@@ -519,11 +518,14 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.is_half)
 
     def _parameters(self, networks: dict[str, nn.Module]) -> list[nn.Parameter]:
+        """Those that the stage trains. Layer norms stay as they are: the products after them can do all that they can,
+        and their gradients take a tenth of a step."""
         return [
             parameter
             for name in self.now.networks
-            for path, parameter in networks[name].named_parameters()
-            if not (self.now.untouched and self.now.untouched in path)
+            for path, module in networks[name].named_modules()
+            if not isinstance(module, nn.LayerNorm) and not (self.now.untouched and self.now.untouched in f".{path}.")
+            for parameter in module.parameters(recurse=False)
         ]
 
     # Keeping and finding again
@@ -819,8 +821,7 @@ class Run:
         not see each other yet."""
         batch = self.now.batch
         take, slots = self._indices(random, len(pool.begins), batch), self._indices(random, SLOTS, batch, 1)
-        keyframes = self._indices(random, SLOTS, batch, _some_keyframes(self._chances()[0]))
-        window = self.window(pool, take, slots, keyframes)
+        window = self.window(pool, take, slots, keyframes=slots[:, :0])
         window.motion_tokens = rearrange(window.motion_tokens, "b 1 t c -> 1 b t c")
         window.answers = rearrange(window.answers, "b c 1 h w -> 1 c b h w")
         window.weights = rearrange(window.weights, "b 1 1 h w -> 1 1 b h w")
