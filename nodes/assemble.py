@@ -94,7 +94,8 @@ class _Arriving:
     """Decoded frames, IMAGE, on their way to the CPU: as bytes, and as they are if asked for."""
 
     def __init__(self, frames: Tensor, as_images: bool):
-        self._pictures, self._is_finite = Arrival(convert.to_bytes(frames)), Arrival(frames.isfinite().all())
+        self._pictures = Arrival(convert.to_bytes(frames).contiguous())
+        self._is_finite = Arrival(frames.isfinite().all())
         self._images = Arrival(frames.contiguous()) if as_images else None
 
     def wait(self) -> tuple[np.ndarray, Tensor | None]:
