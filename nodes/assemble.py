@@ -24,6 +24,7 @@ from ..personalive_core.gpu import Arrival
 from ..personalive_core.video import VideoWriter
 from . import convert, decode
 
+WHAT = "the decoded video"
 PREVIEW_EVERY = 0.2  # seconds: the host makes a JPEG of each
 CRF = {"high": 14, "good": 18, "small": 25}
 
@@ -94,14 +95,14 @@ class _Arriving:
     """Decoded frames, IMAGE, on their way to the CPU: as bytes, and as they are if asked for."""
 
     def __init__(self, frames: Tensor, as_images: bool):
-        self._pictures = Arrival(convert.to_bytes(frames).contiguous())
+        self._pictures = Arrival(convert.to_bytes(frames, WHAT))
         self._is_finite = Arrival(frames.isfinite().all())
         self._images = Arrival(frames.contiguous()) if as_images else None
 
     def wait(self) -> tuple[np.ndarray, Tensor | None]:
-        convert.check_finite(self._is_finite.wait(), "the decoded video")
-        # A copy: what transfers use is pinned in memory.
-        return self._pictures.wait().numpy(), self._images.wait().clone() if self._images else None
+        convert.check_finite(self._is_finite.wait(), WHAT)
+        images = self._images.wait().clone() if self._images else None  # what arrives in is pinned memory: not to keep
+        return self._pictures.wait().numpy(), images
 
 
 def _write_frames(latents, vae, rate: Fraction, crf: int, path: Path, sound: Path | None, kept: list | None) -> None:

@@ -54,6 +54,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     )
 
 
+def load(patchers: list, memory: int) -> None:
+    """Bring networks to their device with `memory` bytes to spare for activations; as much of them as fits."""
+    comfy.model_management.load_models_gpu(patchers, memory_required=memory)
+    for patcher in patchers:
+        bring_over(patcher.model, patcher.load_device)
+
+
 def bring_over(network: nn.Module, device: torch.device) -> None:
     """Put what the host's partial loading left behind on the device: norms, which are not layers of its own and which
     it therefore does not move as they are used. They are small."""

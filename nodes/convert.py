@@ -11,9 +11,15 @@ from ..personalive_core.errors import InputError
 
 def to_pictures(image: Tensor, what: str) -> np.ndarray:
     """IMAGE (B, H, W, 3 or 4) float in [0, 1] -> uint8 (B, H, W, 3); transparent parts become white."""
+    pictures = to_bytes(image, what)
+    check_finite(image.isfinite().all(), what)
+    return pictures.cpu().numpy()
+
+
+def to_bytes(image: Tensor, what: str) -> Tensor:
+    """The same on the image's own device, and without a look at its numbers, for which a GPU would be waited for."""
     if image.ndim != 4 or not len(image):
         raise InputError(f"{what} holds no picture (its shape is {tuple(image.shape)}): connect an image.")
-    check_finite(image.isfinite().all(), what)
     if min(image.shape[1:3]) < 32:
         raise InputError(f"{what} is {image.shape[2]} x {image.shape[1]} pixels: give at least 32 x 32.")
     if image.shape[3] not in (3, 4):
@@ -23,12 +29,7 @@ def to_pictures(image: Tensor, what: str) -> np.ndarray:
     if image.shape[3] == 4:
         image, alpha = image[..., :3], image[..., 3:]
         image = image * alpha + (1 - alpha)
-    return to_bytes(image).cpu().numpy()
-
-
-def to_bytes(image: Tensor) -> Tensor:
-    """IMAGE -> uint8 of the same shape, on the same device."""
-    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
 
 
 def check_finite(is_finite: Tensor, what: str) -> None:

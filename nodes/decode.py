@@ -28,8 +28,7 @@ def decoded(vae, latents: Tensor) -> Iterator[Tensor]:
             yield vae.decode(chunk)
         return
     height, width = latents.shape[-2:]
-    comfy.model_management.load_models_gpu([patcher], memory_required=memory.decoding(width, height, vae.vae_dtype))
-    compat.bring_over(patcher.model, patcher.load_device)
+    compat.load([patcher], memory.decoding(width, height, vae.vae_dtype))
     for chunk in latents.split(TOGETHER):
         pictures = patcher.model(send(chunk, patcher.load_device, vae.vae_dtype)).float() / 2 + 0.5
         yield pictures.clamp(0, 1).movedim(1, -1)

@@ -38,9 +38,7 @@ class PersonaLiveModel:
 
     def load(self, *names: str, memory: int) -> list[nn.Module]:
         """Bring networks to the device with `memory` bytes to spare for activations; as much of them as fits."""
-        comfy.model_management.load_models_gpu([self.patchers[name] for name in names], memory_required=memory)
-        for name in names:
-            compat.bring_over(self.patchers[name].model, self.device)
+        compat.load([self.patchers[name] for name in names], memory)
         return [self.patchers[name].model for name in names]
 
 

@@ -1,4 +1,4 @@
-"""What can be told of GPU work without one."""
+"""GPU work: what can be told of it without a GPU, and what needs one."""
 
 import os
 import subprocess

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tiny import error
+
 pytest.importorskip("cv2", reason="faces are drawn by OpenCV (opencv-python-headless)")
 PROGRAM = Path(__file__).resolve().parents[1] / "tools" / "train_miniature.py"
 if not PROGRAM.is_file():
@@ -17,6 +19,7 @@ train = sys.modules["train_miniature"] = importlib.util.module_from_spec(specifi
 specification.loader.exec_module(train)
 
 from personalive_core.keypoints import crop_faces, draw_keypoint_map, transform_keypoints  # noqa: E402
+from personalive_core.networks.temporal import TemporalModule  # noqa: E402
 from personalive_core.standalone import Pipeline  # noqa: E402
 from personalive_core.weights import find_weights  # noqa: E402
 
@@ -134,7 +137,75 @@ def test_all_but_what_the_model_does_not_use_has_a_gradient(begin, stage: str):
         and not any(part in key for part in (".attn2.to_q", ".attn2.to_k", "transformer_blocks.0.norm2"))
     ]
     kept = (f"reference_unet.{last}.norm", f"reference_unet.{last}.proj_in")
+    frozen = {
+        path
+        for path, module in run.networks["denoising_unet"].named_modules()
+        if any(not parameter.requires_grad for parameter in module.parameters(recurse=False))
+        and not isinstance(module, torch.nn.LayerNorm)
+    }
+    assert bool(frozen) == (stage == "single_pictures") and all(".temporal_modules." in path for path in frozen)
     assert [key for key in unused if not key.startswith(f"reference_unet.{last}") or key.startswith(kept)] == []
+
+
+@torch.no_grad()
+def test_the_generator_is_the_networks_as_inference_runs_them(begin, pool):
+    """Two windows at once are those of two portraits; so are single pictures, whose frames do not see each other."""
+    run = begin(only("next_windows", 400))
+    random = torch.Generator().manual_seed(0)
+    for parameter in run.parameters:
+        parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.02)
+    unet, reference_unet, pose_guider, image_encoder = (
+        run.networks[name].eval() for name in ("denoising_unet", "reference_unet", "pose_guider", "image_encoder")
+    )
+    pool = run.load(DrawnHere().pool(0))
+    take, timesteps = torch.arange(2), run.schedule.timesteps(0)
+    window = run.window(pool, take, torch.tensor([[4], [8]]) + run.frames, torch.tensor([[3], [30]]))
+    latents = torch.randn(window.answers.shape, generator=random)
+    together = run.predict(window, latents, timesteps)
+
+    def alone(i: int, frames: slice = slice(None)) -> torch.Tensor:
+        embeds = image_encoder(window.portraits[[i]]).image_embeds[:, None]
+        portrait, keyframe = (reference_unet(x[[i]], embeds) for x in window.references)
+        conditioning = unet.add_keyframe(unet.condition(embeds, portrait), keyframe)
+        pose_features = pose_guider(window.keypoint_map[:, :, 16 * i : 16 * i + 16][:, :, frames])
+        tokens = window.motion_tokens[[i]][:, frames]
+        return unet(latents[[i]][:, :, frames], timesteps[frames], conditioning, tokens, pose_features)
+
+    for i in range(2):
+        assert error(together[[i]], alone(i)) < 1e-4
+
+    for module in unet.modules():
+        if isinstance(module, TemporalModule):
+            module.temporal_transformer.proj_out.weight.zero_()
+            module.temporal_transformer.proj_out.bias.zero_()
+    single = train.Window(
+        window.portraits,
+        window.references,
+        window.keypoint_map[:, :, [5, 16 + 13]],
+        window.motion_tokens[[0, 1], [5, 13]][None],
+        *(None,) * 4,
+    )
+    noise = run.predict(single, latents[[0, 1], :, [5, 13]].movedim(0, 1)[None], timesteps[[5, 13]])
+    for i, frame in enumerate((5, 13)):
+        assert error(noise[:, :, [i]], alone(i, slice(frame, frame + 1))) < 1e-4
+
+
+def test_streams_go_on_and_make_room_for_others(begin, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train, "SHORTEST", 2)
+    run = begin(only("next_windows", 400))
+    pool, begun, begins = run.load(DrawnHere().pool(0)), [], 0
+    random = torch.Generator().manual_seed(0)
+    for run.step in range(12):
+        before, streams = run.streams, run._next_streams(pool, random)
+        for i in range(2):
+            if before is None or before.left[i] == 0:
+                begins += 1
+                assert streams.start[i] == 0 and 1 <= streams.left[i] <= 4
+            else:
+                assert streams.start[i] == before.start[i] and torch.equal(streams.latents[i], before.latents[i])
+        run.next_windows(pool, random)
+        begun.append(run.streams.start.clone())
+    assert begins > 2 and any((start > train.CHUNK).any() for start in begun)
 
 
 @pytest.mark.parametrize("stage", ["windows", "next_windows"])

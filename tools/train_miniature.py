@@ -8,7 +8,7 @@ it was: after `--stop-after`, after SIGTERM, after a crash. A step depends on it
 
 Five stages: the autoencoder; the motion extractor and motion encoder, told the truth; both UNets, the pose guider and
 the image encoder on single pictures, on windows of 16 frames, and on streams of their own results, at the noise levels
-of inference. Needs what `personalive[standalone]` needs and OpenCV; made for 20 minutes on one H100 with 16 CPU cores.
+of inference. Needs what `personalive[standalone]` needs and OpenCV; an estimated 18 minutes on one H100.
 """
 
 import argparse
@@ -123,7 +123,7 @@ IMAGE_ENCODER = dict(
 
 @dataclass(frozen=True)
 class Stage:
-    name: str
+    name: str  # of the method of `Run` that says what is wrong
     networks: tuple[str, ...]  # which are trained
     steps: int
     batch: int  # pictures, or takes
@@ -598,8 +598,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch._foreach_zero_([p.grad for p in self.copies])  # in place: graphs write there
-        losses = (self.autoencoder, self.motion, self.single_pictures, self.windows, self.next_windows)
-        loss, values = {loss.__name__: loss for loss in losses}[stage.name](pool, random)
+        loss, values = getattr(self, stage.name)(pool, random)
         self.scaler.scale(loss).backward()
         if self.is_half:
             torch._foreach_copy_([p.grad for p in self.parameters], [p.grad for p in self.copies])
