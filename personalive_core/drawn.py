@@ -738,15 +738,3 @@ class _Painter:
         elif c.hat == "band":
             rim = [head.band(head.cranium, np.linspace(-84, 84, 21), np.full(21, y), 1.1) for y in (-0.84, -0.68)]
             self.fill(head.turned(np.concatenate([rim[0], rim[1][::-1]])), c.second_clothes)
-
-
-def contact_sheet(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
-    """Pictures of one size, uint8 (H, W, 3), in rows on white."""
-    height, width = rows[0][0].shape[:2]
-    columns = max(len(row) for row in rows)
-    sheet = np.full((len(rows) * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
-    for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
-            y, x = gap + i * (height + gap), gap + j * (width + gap)
-            sheet[y : y + height, x : x + width] = picture
-    return sheet

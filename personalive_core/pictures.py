@@ -1,5 +1,6 @@
-"""Read a picture of any common kind as plain RGB, and fit it to a size."""
+"""Read a picture of any common kind as plain RGB, fit it to a size, lay many side by side."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +61,15 @@ def fit_picture(picture: np.ndarray, width: int, height: int, fit: str = "crop")
     else:
         fitted = image.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(fitted)
+
+
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
+    """Pictures of one size, uint8 (H, W, 3), in rows on white."""
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    sheet = np.full((len(rows) * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            y, x = gap + i * (height + gap), gap + j * (width + gap)
+            sheet[y : y + height, x : x + width] = picture
+    return sheet

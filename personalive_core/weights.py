@@ -40,6 +40,9 @@ SIZES_FILE = "sizes.json"
 MINIATURE = Path(__file__).with_name("miniature")
 """A weights folder that comes with the package: small networks that know drawn faces (tools/train_miniature.py)."""
 
+EXAMPLE = MINIATURE / "example"
+"""Input for it, drawn by tools/make_example.py: portrait.png, driving.mp4, and right_answer.mp4 to compare with."""
+
 # Where the six files are in a weights folder: flat or as `download` puts them, as the authors' tool has them, as
 # another pack has them in the host's models folder.
 _LAYOUTS = (

@@ -13,7 +13,6 @@ from measure import correlation, curve, measure, measure_video, psnr, ssim  # no
 from personalive_core.drawn import (  # noqa: E402
     Pose,
     canonical_keypoints,
-    contact_sheet,
     draw,
     perform,
     random_character,
@@ -158,8 +157,3 @@ def test_similarity():
     assert psnr(picture, noisy) == pytest.approx(28.2, abs=0.6)
     assert ssim(picture, picture) == pytest.approx(1)
     assert 0.2 < ssim(picture, noisy) < 0.9
-
-
-def test_a_contact_sheet_has_a_row_for_each():
-    tile = np.zeros((8, 8, 3), np.uint8)
-    assert contact_sheet([[tile, tile], [tile]], gap=2).shape == (22, 22, 3)

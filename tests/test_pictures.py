@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from personalive_core.errors import InputError
-from personalive_core.pictures import fit_picture, read_picture
+from personalive_core.pictures import contact_sheet, fit_picture, read_picture
 
 RED = (200, 60, 30)
 
@@ -87,3 +87,8 @@ def test_fit_keeps_the_centre_and_the_aspect():
     assert np.array_equal(fit_picture(wide, 180, 60), wide)
     tall = fit_picture(wide.transpose(1, 0, 2), 64, 32)
     assert tall.shape == (32, 64, 3) and tall.min() > 250
+
+
+def test_a_contact_sheet_has_a_row_for_each():
+    tile = np.zeros((8, 8, 3), np.uint8)
+    assert contact_sheet([[tile, tile], [tile]], gap=2).shape == (22, 22, 3)

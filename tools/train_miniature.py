@@ -52,7 +52,6 @@ from personalive_core.config import (
 from personalive_core.drawn import (
     Pose,
     canonical_keypoints,
-    contact_sheet,
     draw,
     perform,
     random_character,
@@ -74,6 +73,7 @@ from personalive_core.networks.motion_encoder import MotionEncoder
 from personalive_core.networks.motion_extractor import GlobalResponseNorm, LayerNorm, MotionExtractor
 from personalive_core.networks.pose_guider import PoseGuider
 from personalive_core.networks.reference_unet import ReferenceUNet
+from personalive_core.pictures import contact_sheet
 from personalive_core.schedule import Schedule, alphas_cumprod
 from personalive_core.standalone import Pipeline, clip_pixels
 from personalive_core.weights import SIZES_FILE, find_weights
