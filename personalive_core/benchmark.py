@@ -24,7 +24,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from .config import CHUNK, PIXELS_PER_LATENT, WINDOW, ModelConfig
-from .demo import driving_clip
 from .errors import InputError
 from .gpu import Arrival, send, visiting
 from .keyframes import FIRST_WINDOW, KeyframeSettings
@@ -35,7 +34,7 @@ from .reference import Reference, check_size, encode_reference
 from .schedule import Schedule
 from .standalone import Pipeline, TinyDecoder, decoder_of, pick_device, pick_dtype, place
 from .video import VideoReader, VideoWriter
-from .weights import meta_networks
+from .weights import EXAMPLE, meta_networks
 
 CPU, RATE = torch.device("cpu"), Fraction(25)
 REPEATS = 20
@@ -201,10 +200,10 @@ def _measure(
 
 
 def _write_clip(path: Path, size: int) -> Path:
-    """A drawn clip in the size of the result, as an H.264 file."""
-    with VideoWriter(path, size, size, RATE) as video:
-        for i, picture in enumerate(driving_clip()):
-            video.write(fit_picture(picture, size, size), i / RATE)
+    """The miniature's driving video in the size of the result."""
+    with VideoReader(EXAMPLE / "driving.mp4") as source, VideoWriter(path, size, size, RATE) as video:
+        for i, frame in enumerate(source):
+            video.write(fit_picture(frame.pixels, size, size), i / RATE)
     return path
 
 

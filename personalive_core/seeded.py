@@ -1,5 +1,5 @@
 """Weights that anyone can make again from their names: they exercise loading, memory and speed, and give texture,
-not a likeness. Tests, benchmark and demo use them where the trained weights are not at hand."""
+not a likeness. Tests use them where trained weights would say no more."""
 
 import math
 import zlib

@@ -1,4 +1,4 @@
-"""A cascade made by hand in the format of OpenCV's files, which finds the drawn faces of the demo."""
+"""A cascade made by hand in the format of OpenCV's files, which finds the face that face.py draws."""
 
 from pathlib import Path
 

@@ -6,7 +6,7 @@ import pytest
 
 from personalive_core import benchmark
 from personalive_core.cli import main
-from personalive_core.demo import tiny_pipeline
+from tiny import tiny_pipeline
 
 
 def test_it_runs_and_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

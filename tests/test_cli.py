@@ -17,9 +17,13 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
+from face import draw_face
+from personalive_core import demo
 from personalive_core.cli import main
-from personalive_core.demo import TINY, draw_face
+from personalive_core.pictures import read_picture
 from personalive_core.video import VideoReader, VideoWriter
+from personalive_core.weights import EXAMPLE
+from tiny import TINY
 from weights_folder import write_weights
 
 RATE = Fraction(30000, 1001)
@@ -244,10 +248,27 @@ def test_download_list_says_what_is_there(weights, capsys):
     assert "to fetch  huaichang" not in text
 
 
-def test_demo_writes_a_video_and_its_stages(tmp_path, capsys):
+def test_demo_moves_the_portrait_and_shows_the_right_answer(tmp_path, capsys):
     assert main(["demo", "-o", str(tmp_path / "demo.mp4")]) == 0
-    with VideoReader(tmp_path / "demo.mp4") as video:
-        assert len(list(video)) == 24
-    with Image.open(tmp_path / "demo.png") as strip:
-        assert np.asarray(strip).std() > 10
-    assert "not a likeness" in capsys.readouterr().out
+    with VideoReader(tmp_path / "demo.mp4") as video, VideoReader(EXAMPLE / "driving.mp4") as driving:
+        assert video.frame_rate == driving.frame_rate
+        results = [frame.pixels for frame in video]
+        assert len(results) == len(list(driving))
+    sheet = read_picture(tmp_path / "demo.png")
+    assert sheet.shape == (3 * 132 + 4, 9 * 132 + 4, 3)
+
+    def tile(row: int, column: int) -> np.ndarray:
+        y, x = 4 + 132 * row, 4 + 132 * column
+        return sheet[y : y + 128, x : x + 128].astype(int)
+
+    assert np.array_equal(tile(0, 0), read_picture(EXAMPLE / "portrait.png"))
+    assert abs(tile(1, 4) - results[3 * len(results) // 8]).mean() < 4  # the one through the video's coding
+    assert abs(tile(1, 4) - tile(2, 4)).mean() < abs(tile(0, 0) - tile(2, 4)).mean()
+    assert "drawn faces alone" in capsys.readouterr().out
+
+
+def test_demo_without_the_miniature_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "MINIATURE", tmp_path)
+    assert main(["demo", "-o", str(tmp_path / "demo.mp4")]) == 2
+    assert "the miniature's weights are not in" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

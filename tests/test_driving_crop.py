@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from haar import write_cascade
-from personalive_core.demo import TINY
 from personalive_core.driving_crop import (
     MODES,
     PATIENCE,
@@ -20,7 +19,7 @@ from personalive_core.faces import Box, load_detector
 from personalive_core.networks.motion_extractor import MotionExtractor
 from personalive_core.portrait import Crop
 from test_faces import scene
-from tiny import seeded
+from tiny import TINY, seeded
 
 FRAMES = 600
 

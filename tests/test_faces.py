@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from face import draw_face
 from haar import write_cascade
-from personalive_core.demo import draw_face
 from personalive_core.errors import InputError
 from personalive_core.faces import Box, choose_face, find_faces, load_detector
 

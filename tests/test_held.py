@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from face import draw_face
 from haar import write_cascade
-from personalive_core.demo import draw_face, tiny_pipeline
 from personalive_core.driving_crop import MODES, DrivingCrop, find_fixed_square, locate_by_detector
 from personalive_core.errors import InputError
 from personalive_core.faces import load_detector
@@ -15,6 +15,7 @@ from personalive_core.keypoints import HeadPose
 from personalive_core.motion import Motion
 from personalive_core.seeded import normal, uniform
 from test_faces import scene
+from tiny import tiny_pipeline
 
 GOOD, NO_FACE, NO_PICTURE, TURNED_AWAY, SCENE_CUT = Reason
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from face import draw_face
 from personalive_core.cli import main
-from personalive_core.demo import draw_face
 from personalive_core.motion_file import load_motion
 from personalive_core.video import VideoReader, VideoWriter
 from test_cli import RATE, animate, frames_of, portrait, weights, write_clip  # noqa: F401 two are fixtures

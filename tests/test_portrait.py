@@ -5,14 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from personalive_core.demo import TINY, draw_face
+from face import draw_face
 from personalive_core.errors import InputError
 from personalive_core.faces import Box
 from personalive_core.keypoints import HeadPose
 from personalive_core.networks.motion_extractor import MotionExtractor
 from personalive_core.pictures import read_picture
 from personalive_core.portrait import Crop, PasteBack, draw_crop, refine_face
-from tiny import seeded
+from tiny import TINY, seeded
 
 SIZE = 64  # what the model would make
 WIDTH, HEIGHT = 301, 223

@@ -4,17 +4,31 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from personalive_core.config import UNetConfig
+from personalive_core.config import (
+    ModelConfig,
+    MotionEncoderConfig,
+    MotionExtractorConfig,
+    PoseGuiderConfig,
+    UNetConfig,
+)
 from personalive_core.networks.denoising_unet import DenoisingUNet
 from personalive_core.networks.reference_unet import ReferenceUNet
-from personalive_core.seeded import seeded_state_dict
+from personalive_core.seeded import COMPONENTS, seeded_state_dict
+from personalive_core.weights import meta_networks
 
 ASSETS = Path(__file__).parent / "assets"
 NO_HOST = "NO COMFYUI FOUND, SO THE NODES WERE NOT TESTED: give the folder of one, 0.3.64 or newer, in COMFYUI_PATH"
 UNET = UNetConfig(channels=(32, 64, 128, 128), image_embeds_width=24)
+TINY = ModelConfig(
+    unet=UNET,
+    motion_encoder=MotionEncoderConfig(stem_channels=32, channels=64, attention_width=128),
+    motion_extractor=MotionExtractorConfig(depths=(1, 1, 2, 1), widths=(16, 32, 64, 128)),
+    pose_guider=PoseGuiderConfig(channels=(8, 16, 24, 32), out_channels=32),
+)
 
 
 def golden(name: str) -> dict[str, Tensor]:
@@ -42,6 +56,41 @@ def unets(config: UNetConfig = UNET) -> tuple[ReferenceUNet, DenoisingUNet]:
     return (
         seeded(ReferenceUNet(config, device="meta"), "reference_unet"),
         seeded(DenoisingUNet(config, device="meta"), "denoising_unet"),
+    )
+
+
+def tiny_pipeline():
+    """A `standalone.Pipeline`, every network small and filled with seeded weights, float32 on the CPU."""
+    from diffusers import AutoencoderKL  # without which the tests of the networks alone run too
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    from personalive_core.standalone import Pipeline, decoder_of
+
+    networks = {name: seeded(network, COMPONENTS.get(name, name)) for name, network in meta_networks(TINY).items()}
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32,) * 4,
+        latent_channels=4,
+    )
+    vae = seeded(vae, "vae")
+    image_encoder = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=224,
+            patch_size=14,
+            projection_dim=UNET.image_embeds_width,
+        )
+    )
+    return Pipeline(
+        **networks,
+        vae=vae,
+        decoder=decoder_of(vae),
+        image_encoder=seeded(image_encoder, "image_encoder"),
+        device=torch.device("cpu"),
     )
 
 

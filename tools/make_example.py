@@ -1,6 +1,6 @@
 """Draws the input that the miniature comes with: a portrait, another character's performance, and the right answer.
 
-    PYTHONPATH=. python tools/make_example.py
+PYTHONPATH=. python tools/make_example.py
 """
 
 from fractions import Fraction

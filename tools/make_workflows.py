@@ -23,9 +23,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from personalive_core.demo import draw_face
-
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests"))
+
+from face import draw_face
+
 TEMPLATES = ROOT / "workflows"
 PROMPTS = ROOT / "tests" / "host" / "workflows"
 HUB = "https://huggingface.co"

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from face import draw_face
 from personalive_core.adjust import Performance
-from personalive_core.demo import draw_face
 from personalive_core.keypoints import HeadPose
 from personalive_core.motion import Motion
 from personalive_core.motion_file import save_motion

@@ -8,7 +8,7 @@ from PIL import Image
 from prompts import node, sampling, video
 from test_nodes import latents, saved, succeed
 
-from personalive_core.demo import draw_face
+from face import draw_face
 from personalive_core.video import VideoWriter
 
 WIDTH, HEIGHT = 641, 400

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from server import Server
 from test_nodes import latents, saved, succeed
 
-from personalive_core.demo import draw_face
+from face import draw_face
 from personalive_core.video import VideoReader, VideoWriter
 
 
