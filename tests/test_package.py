@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import personalive_core
+from personalive_core.weights import SIZES_FILE, find_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = Path(personalive_core.__file__).resolve().parent
@@ -53,11 +54,19 @@ def test_the_wheel_is_the_core_alone(archives: tuple[Path, Path]):
     with zipfile.ZipFile(archives[0]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         (metadata,) = (Parser().parsestr(wheel.read(n).decode()) for n in wheel.namelist() if n.endswith("/METADATA"))
-    expected = {path.relative_to(CORE.parent).as_posix() for path in CORE.rglob("*.py")}
-    assert names == expected | {"personalive_core/py.typed"}
+    files = (*CORE.rglob("*.py"), CORE / "py.typed", *(CORE / "miniature").rglob("*.*"))
+    assert names == {path.relative_to(CORE.parent).as_posix() for path in files}
     assert metadata["Version"] == PYPROJECT["project"]["version"]
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata.get_all("License-File") == ["LICENSE", "NOTICE"]
+
+
+def test_the_wheel_brings_the_miniature_whole(archives: tuple[Path, Path], tmp_path: Path):
+    with zipfile.ZipFile(archives[0]) as wheel:
+        wheel.extractall(tmp_path, [name for name in wheel.namelist() if "/miniature/" in name])
+    folder = tmp_path / "personalive_core" / "miniature"
+    assert find_weights(folder).missing == () and (folder / SIZES_FILE).is_file()
+    assert {path.name for path in (folder / "example").iterdir()} == {"portrait.png", "driving.mp4", "right_answer.mp4"}
 
 
 def test_the_sdist_runs_the_tests(archives: tuple[Path, Path]):
@@ -75,7 +84,7 @@ def test_every_file_named_in_pyproject_is_there():
     named += [str(pattern) for pattern in tools["ruff"]["lint"]["per-file-ignores"]]
     assert not [name for name in named if not list(ROOT.glob(name))]
     data = [(p, name) for p, names in tools["setuptools"]["package-data"].items() for name in names]
-    assert not [name for package, name in data if not (CORE.parent / package / name).is_file()]
+    assert not [name for package, name in data if not list((CORE.parent / package).glob(name))]
     for entry_point in project["scripts"].values():
         module, _, function = entry_point.partition(":")
         assert callable(getattr(importlib.import_module(module), function))
