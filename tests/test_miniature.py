@@ -7,10 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from personalive_core.weights import MINIATURE, SIZES_FILE, find_weights
-
-if not (MINIATURE / SIZES_FILE).is_file():
-    pytest.skip("the miniature's weights are not in the package", allow_module_level=True)
 cv2 = pytest.importorskip("cv2", reason="faces are drawn by OpenCV (opencv-python-headless)")
 pytest.importorskip("diffusers", reason="the standalone pipeline needs diffusers")
 
@@ -19,7 +15,11 @@ from personalive_core.adjust import Strength  # noqa: E402
 from personalive_core.drawn import Character, Pose, draw, perform, random_character, right_answer  # noqa: E402
 from personalive_core.keyframes import KeyframeSettings  # noqa: E402
 from personalive_core.motion import Motion  # noqa: E402
+from personalive_core.pictures import read_picture  # noqa: E402
 from personalive_core.standalone import Pipeline  # noqa: E402
+from personalive_core.video import VideoReader  # noqa: E402
+from personalive_core.weights import EXAMPLE, MINIATURE, find_weights  # noqa: E402
+from tools.make_example import write_example  # noqa: E402
 
 SIZE = 128
 RATE = 12.0
@@ -92,6 +92,15 @@ def score(results: list[np.ndarray], answers: list[np.ndarray]) -> float:
 
 def test_it_is_small():
     assert sum(path.stat().st_size for path in MINIATURE.rglob("*") if path.is_file()) <= 12e6
+
+
+def test_the_example_is_drawn_from_its_seeds(tmp_path):
+    write_example(tmp_path)
+    assert psnr(read_picture(EXAMPLE / "portrait.png"), read_picture(tmp_path / "portrait.png")) > 40
+    for name in ("driving.mp4", "right_answer.mp4"):
+        with VideoReader(EXAMPLE / name) as shipped, VideoReader(tmp_path / name) as drawn:
+            for a, b in zip(shipped, drawn, strict=True):
+                assert a.time == b.time and psnr(a.pixels, b.pixels) > 35
 
 
 def test_it_is_far_nearer_to_the_right_answer_than_the_portrait(cases, results):
