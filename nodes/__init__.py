@@ -10,6 +10,7 @@ from .adjust import AdjustMotion
 from .assemble import AssembleVideo
 from .driving_crop import CropDriving
 from .encoders import LoadEncoders
+from .example import ExampleInput
 from .load import LoadModel
 from .motion import ExtractMotion, MakeContactSheet, PreviewMotion
 from .motion_file import LoadMotion, SaveMotion
@@ -35,6 +36,7 @@ class PersonaLiveExtension(ComfyExtension):
             AssembleVideo,
             PasteBackNode,
             MakeContactSheet,
+            ExampleInput,
         ]
 
 

@@ -86,13 +86,16 @@ class LoadModel(io.ComfyNode):
             node_id="PersonaLiveLoadModel",
             display_name="Load PersonaLive Model",
             category="PersonaLive",
-            description="Loads the networks of PersonaLive: the weights in models/personalive, or the official ones.",
+            description="Loads the networks of PersonaLive: the official weights, others in models/personalive, or the "
+            "small ones that come with the nodes.",
             inputs=[
                 io.Combo.Input(
                     "weights",
                     options=list(weight_sets()),
                     default=OFFICIAL,
-                    tooltip="The set of weights: 'official', or a folder under models/personalive.",
+                    tooltip="The set of weights: 'official', or a folder under models/personalive. 'miniature' comes "
+                    "with the nodes: small networks that know drawn faces alone, 128 x 128, to try everything without "
+                    "a download.",
                 ),
                 io.Combo.Input(
                     "precision",

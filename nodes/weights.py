@@ -15,7 +15,7 @@ from server import PromptServer
 
 from ..personalive_core import hub
 from ..personalive_core.errors import InputError
-from ..personalive_core.weights import CHECKPOINTS, WeightFiles, convert, find_weights, weights_in
+from ..personalive_core.weights import CHECKPOINTS, MINIATURE, WeightFiles, convert, find_weights, weights_in
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,8 @@ folder_paths.folder_names_and_paths[FOLDER][1].update({".pth", ".safetensors"})
 
 
 def weight_sets() -> dict[str, Path]:
-    """Name -> folder of each set, whole or not: "official" wherever it is, and folders under models/personalive."""
+    """Name -> folder of each set, whole or not: "official" wherever it is, folders under models/personalive, and the
+    "miniature" of this pack."""
     bases = [Path(base) for base in folder_paths.get_folder_paths(FOLDER)]
     found = [base for base in (*bases, Path(folder_paths.models_dir)) if _holds_weights(base)]
     sets = {OFFICIAL: found[0] if found else bases[0]}
@@ -42,7 +43,7 @@ def weight_sets() -> dict[str, Path]:
         if base.is_dir():
             folders = (entry for entry in sorted(base.iterdir()) if entry.is_dir() and entry.name not in PARTS)
             sets |= {folder.name: folder for folder in folders if folder.name not in sets and _holds_weights(folder)}
-    return sets
+    return sets | {MINIATURE.name: MINIATURE}
 
 
 def _holds_weights(folder: Path) -> bool:

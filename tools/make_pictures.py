@@ -1,11 +1,12 @@
-"""Makes the pictures of README and help pages: drawn ones, and screenshots in the page of a host that it starts.
+"""Makes the pictures of README and help pages: what the demo makes, and screenshots in the page of a host that it
+starts.
 
-Needs Chromium with its driver, and the folder of a ComfyUI with its `.venv`; no weights, no GPU:
+Needs Chromium with its driver, and the folder of a ComfyUI with its `.venv`; no GPU:
 
     PYTHONPATH=. python tools/make_pictures.py ~/ComfyUI
 
-The faces are drawn by a program. Nothing is run in the page, so no picture pretends to be a result of the model. Use
-the newest ComfyUI that is supported.
+All faces are drawn by programs. Nothing is run in the page, so only the demo's sheet shows a result: the miniature's.
+Use the newest ComfyUI that is supported.
 """
 
 import argparse
@@ -20,9 +21,7 @@ from pathlib import Path
 import numpy as np
 from make_workflows import (
     DETECTOR,
-    LEFT,
     MOTION,
-    RIGHT,
     ROOT,
     SURPRISED,
     TEMPLATES,
@@ -33,7 +32,7 @@ from make_workflows import (
     photo,
     portrait,
 )
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from personalive_core.demo import run_demo
 from personalive_core.video import VideoWriter
@@ -65,6 +64,7 @@ NODES = {  # of which template
     ),
     "Crop, animate, paste back": ("PersonaLiveCropPortrait", "PersonaLiveCropDriving", "PersonaLivePasteBack"),
     "Reuse motion": ("PersonaLiveLoadMotion", "PersonaLiveAdjustMotion"),
+    "Try it without downloads": ("PersonaLiveExampleInput",),
 }
 
 # These are in no template.
@@ -130,28 +130,6 @@ def screenshot(page: Page, box: list[float], zoom: float) -> Image.Image:
         return image.convert("RGB").crop((x + left, y + top, x + left + width, y + top + height))
 
 
-def draw_idea() -> Image.Image:
-    """Portrait, driving video and result: the latter drawn as well."""
-    size, gap, band = 176, 16, 40
-    column, row = size + gap, size + band + gap
-    poses = [{}, LEFT, SURPRISED, RIGHT]
-    sheet = Image.new("RGB", (gap + column * 6, 2 * row), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(22)
-
-    def put(title: str, faces: list[Image.Image], x: int, y: int) -> None:
-        draw.text((x, y + 8), title, "#263238", font)
-        for i, face in enumerate(faces):
-            sheet.paste(face.resize((size, size), Image.Resampling.LANCZOS), (x + i * column, y + band))
-
-    put("Driving video", [driver(**pose) for pose in poses], gap + 2 * column, 0)
-    put("Portrait", [portrait()], gap, row)
-    put("Result (drawn, to show the idea)", [portrait(**pose) for pose in poses], gap + 2 * column, row)
-    begin, end, y = gap + size + 40, gap + 2 * column - 40, row + band + size // 2
-    draw.line((begin, y, end - 20, y), "#3f789e", 10)
-    draw.polygon([(end - 30, y - 24), (end, y), (end - 30, y + 24)], "#3f789e")
-    return sheet
-
-
 def save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=80, method=6)
@@ -162,11 +140,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=Path, help="folder of a ComfyUI, 0.3.64 or newer")
     options = parser.parse_args()
-    save(draw_idea(), PICTURES / "idea.webp")
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder, "demo.mp4"))
-        with Image.open(Path(folder, "demo.png")) as stages:
-            save(stages.reduce(2), PICTURES / "demo.webp")
+        with Image.open(Path(folder, "demo.png")) as sheet:
+            save(sheet, PICTURES / "miniature.webp")
         base = Path(folder, "base")
         write_base(base)
         server = Server(options.comfyui, base, "--cpu")

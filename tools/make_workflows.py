@@ -23,11 +23,14 @@ from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from face import draw_face
+from personalive_core.demo import run_demo
+from personalive_core.video import VideoReader
+from personalive_core.weights import EXAMPLE, MINIATURE
 
+ROOT = Path(__file__).parents[1]
 TEMPLATES = ROOT / "workflows"
 PROMPTS = ROOT / "tests" / "host" / "workflows"
 HUB = "https://huggingface.co"
@@ -73,6 +76,18 @@ PICTURE_NOTE = """\
 3. Press **Run**. One picture comes out: the portrait with that expression, its head turned that way.
 
 To try another expression choose another photo: the portrait is not encoded again.
+"""
+
+EXAMPLE_NOTE = """\
+# Try it without downloads
+
+Press **Run**. A drawn character takes on what another one does; on a CPU it takes less than a minute.
+
+*miniature* in *Load PersonaLive Model* is small: the same networks with less in them, which come with these nodes. They
+know nothing but faces drawn in this way, at 128 x 128, and say nothing about how the official weights do.
+
+**With the official weights** everything is connected in the same way, only that the portrait and the driving video are
+yours, at 512 x 512: see the template *Animate a portrait with a video*.
 """
 
 LONG_NOTE = """\
@@ -183,6 +198,16 @@ def video(**options) -> dict:
     }
 
 
+def example() -> dict:
+    """`video`, of what comes with the nodes."""
+    nodes = video() | {"example": node("PersonaLiveExampleInput")}
+    del nodes["portrait"], nodes["driving"], nodes["assemble"]["inputs"]["audio"]
+    nodes["model"]["inputs"]["weights"] = MINIATURE.name
+    nodes["reference"]["inputs"] |= dict(image=["example", 0], width=128, height=128)
+    nodes["motion"]["inputs"]["driving"] = ["example", 1]
+    return nodes
+
+
 def picture() -> dict:
     return until_latent(node("LoadImage", "Expression", image="expression.png")) | {
         "assemble": node("VAEDecode", samples=["sample", 0], vae=["encoders", 0]),
@@ -267,31 +292,50 @@ def photo(*poses: dict) -> Image.Image:
     return picture
 
 
+def animated() -> list[list[Image.Image]]:
+    """Two moments of the example's driver, and what the miniature makes of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "result.mp4")
+        run_demo(result)
+        return [_moments(video) for video in (EXAMPLE / "driving.mp4", result)]
+
+
+def _moments(path: Path) -> list[Image.Image]:
+    with VideoReader(path) as video:
+        pictures = [Image.fromarray(frame.pixels) for frame in video]
+    return [pictures[len(pictures) * i // 8] for i in (3, 7)]
+
+
 LEFT, RIGHT, SURPRISED = dict(yaw=-1.0, mouth=0.2), dict(yaw=1.0, mouth=0.4), dict(yaw=0.3, mouth=1.0)
 
-# Name -> prompt, note, and the rows of drawn faces on the thumbnail.
+# Name -> prompt, note, and what gives the rows of faces on the thumbnail.
 WORKFLOWS = {
-    "Animate a portrait with a video": (video(), VIDEO_NOTE, both(LEFT, SURPRISED)),
+    "Try it without downloads": (example(), EXAMPLE_NOTE, animated),
+    "Animate a portrait with a video": (video(), VIDEO_NOTE + FILES, lambda: both(LEFT, SURPRISED)),
     "Animate a portrait with one picture": (
         picture(),
-        PICTURE_NOTE,
-        [[portrait(), driver(**SURPRISED)], [portrait(**SURPRISED)]],
+        PICTURE_NOTE + FILES,
+        lambda: [[portrait(), driver(**SURPRISED)], [portrait(**SURPRISED)]],
     ),
     "Long video": (
         video(count=250),
-        LONG_NOTE,
-        both({}, LEFT, SURPRISED, RIGHT) + both(SURPRISED, {}, RIGHT, LEFT),
+        LONG_NOTE + FILES,
+        lambda: both({}, LEFT, SURPRISED, RIGHT) + both(SURPRISED, {}, RIGHT, LEFT),
     ),
     "Crop, animate, paste back": (
         crop_and_paste(),
-        CROP_NOTE,
-        [[photo({}), driver(**LEFT)], [photo(LEFT), portrait(**LEFT)]],
+        CROP_NOTE + FILES,
+        lambda: [[photo({}), driver(**LEFT)], [photo(LEFT), portrait(**LEFT)]],
     ),
-    "Two people": (two_people(), TWO_NOTE, [[driver(**LEFT), portrait(**SURPRISED)], [photo(LEFT, SURPRISED)]]),
+    "Two people": (
+        two_people(),
+        TWO_NOTE + FILES,
+        lambda: [[driver(**LEFT), portrait(**SURPRISED)], [photo(LEFT, SURPRISED)]],
+    ),
     "Reuse motion": (
         reuse(),
-        REUSE_NOTE,
-        [[portrait(**LEFT), portrait(**SURPRISED)], [driver(**LEFT), driver(**SURPRISED)]],
+        REUSE_NOTE + FILES,
+        lambda: [[portrait(**LEFT), portrait(**SURPRISED)], [driver(**LEFT), driver(**SURPRISED)]],
     ),
 }
 
@@ -330,6 +374,7 @@ SECOND = 1700  # how much lower the second person stands
 LOWER = 1100  # how much lower the second portrait stands
 REUSE_PLACES = {"motion": (740, 460, 0)}
 OWN_PLACES = {  # where a template differs
+    "Try it without downloads": {"example": (370, 0, 0), "motion": (740, 400, 500)},
     "Reuse motion": REUSE_PLACES
     | {f"{k}_2": (x, y + LOWER, h) for k, (x, y, h) in (PLACES | REUSE_PLACES).items()}
     | {"motion_2": (740, LOWER + 240, 0)},
@@ -340,6 +385,14 @@ OWN_PLACES = {  # where a template differs
     | {"crop_2": (400, SECOND - 640, 0), "preview_2": (740, SECOND - 640, 420), "save": (2340, SECOND, 500)},
 }
 OWN_GROUPS = {
+    "Try it without downloads": {
+        "Load the models": ("model", "encoders"),
+        "Portrait and driving video": ("example",),
+        "Reference: who is shown": ("reference",),
+        "Motion: what happens": ("motion",),
+        "Sample": ("sample",),
+        "Assemble": ("assemble", "save"),
+    },
     "Reuse motion": {
         "Load the models": ("model", "encoders"),
         "Portrait": ("portrait", "reference", "motion", "sample", "assemble", "save"),
@@ -403,7 +456,7 @@ def arrange(template: str, workflow: dict, names: dict[str, str], note: str) -> 
             "outputs": [],
             "title": "Read me",
             "properties": {},
-            "widgets_values": [note + FILES],
+            "widgets_values": [note],
         }
     )
 
@@ -497,7 +550,7 @@ def make(page: Page, name: str) -> None:
     for item in made["output"].values():
         item["inputs"].pop("video-preview", None)  # the player of Load Video, once it is drawn
     _write(PROMPTS / f"{name}.json", made["output"])
-    thumbnail(faces).save(TEMPLATES / f"{name}.jpg", quality=88, optimize=True)
+    thumbnail(faces()).save(TEMPLATES / f"{name}.jpg", quality=88, optimize=True)
 
 
 def _numbered(inputs: dict, numbers: dict[str, str]) -> dict:

@@ -27,6 +27,7 @@ NODES = {
     "PersonaLiveSample",
     "PersonaLiveAssembleVideo",
     "PersonaLiveContactSheet",
+    "PersonaLiveExampleInput",
 }
 
 

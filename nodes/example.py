@@ -1,0 +1,26 @@
+"""Example Input: the drawn portrait and driving video that come with the miniature."""
+
+from comfy_api.latest import InputImpl, io
+
+from ..personalive_core.pictures import read_picture
+from ..personalive_core.weights import EXAMPLE
+from . import convert
+
+
+class ExampleInput(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonaLiveExampleInput",
+            display_name="Example Input",
+            category="PersonaLive",
+            description="A drawn portrait and a drawn driving video, 128 x 128, that come with the nodes, for the "
+            "weights 'miniature'.",
+            inputs=[],
+            outputs=[io.Image.Output(display_name="portrait"), io.Video.Output(display_name="driving")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        portrait = convert.to_image(read_picture(EXAMPLE / "portrait.png")[None])
+        return io.NodeOutput(portrait, InputImpl.VideoFromFile(str(EXAMPLE / "driving.mp4")))

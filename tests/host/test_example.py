@@ -1,0 +1,73 @@
+"""What comes with the nodes: the miniature's weights and its example, as the template without downloads has them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from prompts import node
+from test_nodes import succeed
+
+from personalive_core.pictures import read_picture
+from personalive_core.standalone import Pipeline
+from personalive_core.video import VideoReader
+from personalive_core.weights import EXAMPLE, MINIATURE, find_weights
+
+TEMPLATE = Path(__file__).parent / "workflows" / "Try it without downloads.json"
+
+
+def template() -> dict:
+    """The template's prompt, node by name, with the frames as pictures."""
+    prompt = json.loads(TEMPLATE.read_text("utf-8"))
+    (assemble,) = (name for name, item in prompt.items() if item["class_type"] == "PersonaLiveAssembleVideo")
+    prompt[assemble]["inputs"]["images"] = True
+    return prompt | {"pictures": node("SaveImage", images=[assemble, 1], filename_prefix="example")}
+
+
+def pictures(host, run, name: str) -> np.ndarray:
+    """uint8 (F, H, W, 3)"""
+    folder = host.base / "output"
+    files = [folder / file["subfolder"] / file["filename"] for file in run.outputs[name]["images"]]
+    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+
+
+@pytest.fixture(scope="module")
+def driving() -> np.ndarray:
+    with VideoReader(EXAMPLE / "driving.mp4") as video:
+        return np.stack([frame.pixels for frame in video])
+
+
+@pytest.fixture(scope="module")
+def expected(driving: np.ndarray) -> np.ndarray:
+    """What the core makes of the example."""
+    pipeline = Pipeline.load(find_weights(MINIATURE), "cpu")
+    reference = pipeline.encode_reference(read_picture(EXAMPLE / "portrait.png"))
+    return np.concatenate(list(pipeline.animate(reference, driving)))
+
+
+def test_example_input(host, driving):
+    prompt = {
+        "example": node("PersonaLiveExampleInput"),
+        "portrait": node("SaveImage", images=["example", 0], filename_prefix="portrait"),
+        "parts": node("GetVideoComponents", video=["example", 1]),
+        "driving": node("SaveImage", images=["parts", 0], filename_prefix="driving"),
+    }
+    run = succeed(host, prompt)
+    assert np.array_equal(pictures(host, run, "portrait")[0], read_picture(EXAMPLE / "portrait.png"))
+    found = pictures(host, run, "driving")
+    assert found.shape == driving.shape
+    assert abs(found.astype(int) - driving).mean() < 2  # the host's own decoder rounds colours otherwise
+
+
+def test_the_template_gives_the_cores_frames(host, expected):
+    found = pictures(host, succeed(host, template()), "pictures")
+    assert found.shape == expected.shape
+    assert abs(found.astype(int) - expected).max() <= 1  # the host rounds down, the core to the nearest
+
+
+def test_download_and_convert_leave_the_package_alone(host):
+    before = {path: path.stat().st_mtime_ns for path in MINIATURE.rglob("*")}
+    load = {"model": node("PersonaLiveLoadModel", weights="miniature", download=True, convert=True)}
+    succeed(host, load)
+    assert {path: path.stat().st_mtime_ns for path in MINIATURE.rglob("*")} == before
