@@ -130,6 +130,13 @@ def screenshot(page: Page, box: list[float], zoom: float) -> Image.Image:
         return image.convert("RGB").crop((x + left, y + top, x + left + width, y + top + height))
 
 
+def save_demo() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run_demo(Path(folder, "demo.mp4"))
+        with Image.open(Path(folder, "demo.png")) as sheet:
+            save(sheet, PICTURES / "miniature.webp")
+
+
 def save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=80, method=6)
@@ -140,10 +147,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=Path, help="folder of a ComfyUI, 0.3.64 or newer")
     options = parser.parse_args()
+    save_demo()
     with tempfile.TemporaryDirectory() as folder:
-        run_demo(Path(folder, "demo.mp4"))
-        with Image.open(Path(folder, "demo.png")) as sheet:
-            save(sheet, PICTURES / "miniature.webp")
         base = Path(folder, "base")
         write_base(base)
         server = Server(options.comfyui, base, "--cpu")
