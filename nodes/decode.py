@@ -56,7 +56,8 @@ def _make_patcher(vae, decoder: nn.Module):
         device=comfy.model_management.vae_offload_device(),
         operations=comfy.ops.disable_weight_init,
     )
-    return compat.make_patcher(network, weights)
+    # With dynamic VRAM the host keeps weights in the type of their file, and its linear layers take them as they come.
+    return compat.make_patcher(network, {key: value.to(vae.vae_dtype) for key, value in weights.items()})
 
 
 def _renamed(decoder: dict[str, Tensor], post_quant_conv: dict[str, Tensor]) -> dict[str, Tensor]:

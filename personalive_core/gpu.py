@@ -71,11 +71,12 @@ class Captured:
 
     The first call runs as it is, which brings out what is only made once; the second captures. All calls take
     tensors of the same shapes and give a tensor, or a dataclass of tensors. What else the function uses must stay
-    where it is in memory.
+    where it is in memory. Graphs captured on one `stream` share the workspace of their products, so those that may run
+    at the same time must be captured on different ones; None is the stream that PyTorch keeps for it.
     """
 
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
+    def __init__(self, function: Callable[..., Any], stream: torch.cuda.Stream | None = None):
+        self._function, self._stream = function, stream
         self._warm = False
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -88,11 +89,7 @@ class Captured:
             self._inputs = [x.clone() for x in inputs]
             torch.cuda.synchronize()  # no other work may be under way while a stream is captured
             graph = torch.cuda.CUDAGraph()
-            # Graphs captured on one stream share the workspace of their products, so those that may run at the same
-            # time must not be: what runs on a side stream is captured there.
-            current = torch.cuda.current_stream()
-            stream = None if current == torch.cuda.default_stream() else current
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._output = self._function(*self._inputs)
             self._graph = graph
         for mine, x in zip(self._inputs, inputs, strict=True):
@@ -104,20 +101,22 @@ class Captured:
 
 
 class CapturedNetwork:
-    """Stands in for a network of one input: a CUDA graph for each shape that comes again."""
+    """Stands in for a network of one input: a CUDA graph for each shape that comes again, which runs beside others."""
 
     def __init__(self, network: Any):
         self.config: Any = network.config
         self.get_dtype: Callable[[], torch.dtype] = network.get_dtype
         self._network = network
+        self._stream = torch.cuda.Stream()
         self._by_shape: dict[torch.Size, Captured] = {}
 
     def __call__(self, x: Tensor) -> Any:
-        return self._by_shape.setdefault(x.shape, Captured(self._network))(x)
+        return self._by_shape.setdefault(x.shape, Captured(self._network, self._stream))(x)
 
 
 def can_capture(device: torch.device) -> bool:
-    """Whether a CUDA graph can be trusted here: neither AMD's nor those over cudaMallocAsync have been tried."""
+    """Whether a CUDA graph can be trusted here: over cudaMallocAsync, which hosts choose, the window's graph ends in an
+    illegal memory access (PyTorch 2.11), and AMD's have not been tried."""
     if torch.version.cuda is None or device.type != "cuda":
         return False
     return torch.cuda.get_allocator_backend() == "native"

@@ -209,6 +209,7 @@ def measure(host: Path, base: Path, arguments: list[str], frames: int) -> tuple[
         with PeakMemory(idle) as sampling:
             ours = latents(server, server.run(personalive(frames), clock))
         seconds = time.perf_counter() - begun
+        progress.clear()
         with PeakMemory(idle) as assembling:
             latents(server, server.run(assemble(frames, seed=43), clock))
         latents(server, server.run(stable_diffusion(2)))

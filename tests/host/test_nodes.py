@@ -102,6 +102,14 @@ def test_assemble_video_decodes_as_the_host_does(host):
     assert found["error"][0] < 1e-4
 
 
+def test_the_decoder_is_of_one_type_although_the_host_keeps_that_of_the_file(host):
+    prompt = {
+        "sd": node("VAELoader", vae_name="sd.safetensors"),
+        "types": node("TestDecoderTypes", vae=["sd", 0]),
+    }
+    assert succeed(host, prompt).outputs["types"]["types"] == ["torch.bfloat16"]
+
+
 def test_norms_are_where_the_pictures_are_although_the_host_forgets_them(host):
     """Of partly loaded networks it moves its own layers as they are used, and no others."""
     prompt = {

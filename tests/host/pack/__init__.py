@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from types import SimpleNamespace
 
 import comfy.model_management
 import torch
@@ -77,6 +78,28 @@ class TestDecoders:
         return {"ui": {"error": [((ours - theirs).norm() / theirs.norm()).item()], "frames": [len(ours)]}}
 
 
+class TestDecoderTypes:
+    """The types of the weights of the pack's decoder, for a VAE whose own are of another type than the one that it
+    works in, with layers as the host makes them for dynamic VRAM. Older hosts have none."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "make", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",)}}
+
+    def make(self, vae):
+        (module,) = (m for name, m in sys.modules.items() if name.endswith("nodes.decode"))
+        settings = sys.modules.get("comfy.memory_management", SimpleNamespace(aimdo_enabled=False))
+        before, settings.aimdo_enabled = settings.aimdo_enabled, True
+        try:
+            with_other_type = SimpleNamespace(first_stage_model=vae.first_stage_model, vae_dtype=torch.bfloat16)
+            decoder = module._make_patcher(with_other_type, vae.first_stage_model.decoder).model
+        finally:
+            settings.aimdo_enabled = before
+        return {"ui": {"types": sorted({str(x.dtype) for x in decoder.parameters()})}}
+
+
 class TestStrays:
     """What `bring_over` moves of each network, with the meta device in place of a GPU."""
 
@@ -113,5 +136,6 @@ NODE_CLASS_MAPPINGS = {
     "TestOutOfMemory": TestOutOfMemory,
     "TestConditioning": TestConditioning,
     "TestDecoders": TestDecoders,
+    "TestDecoderTypes": TestDecoderTypes,
     "TestStrays": TestStrays,
 }
