@@ -154,8 +154,7 @@ class Plan:
         Stage(
             "single_pictures", GENERATOR, steps=8000, batch=128, rate=1.5e-3, pools=16, untouched=".temporal_modules."
         ),
-        Stage("windows", GENERATOR, steps=2500, batch=16, rate=1e-3, pools=5),
-        Stage("next_windows", GENERATOR, steps=4000, batch=16, rate=1e-4, pools=8),
+        Stage("windows", GENERATOR, steps=5000, batch=16, rate=5e-4, pools=10),
     )
     takes: int = 1024  # drawn at a time, then used until the next are drawn
     workers: int = 15
@@ -290,11 +289,38 @@ def build(seed: int = 0) -> dict[str, nn.Module]:
             elif name.endswith("unet") and path.endswith(("proj_out", "conv2")):
                 nn.init.zeros_(module.weight)  # each residual branch begins as nothing
                 nn.init.zeros_(module.bias)
+    _let_noise_through(networks["denoising_unet"], networks["pose_guider"])
     detector = networks["motion_extractor"].detector
     nn.init.constant_(detector.fc_scale.bias, 0.55)
     with torch.no_grad():
         networks["vae"].quant_conv.bias[VAE["latent_channels"] :] -= 6  # latents begin with little noise
     return networks
+
+
+@torch.no_grad()
+def _let_noise_through(unet: DenoisingUNet, pose_guider: PoseGuider) -> None:
+    """The denoising UNet begins by giving back the noisy latents, which is nearly right at the first level. There an
+    error in the noise is one in the picture that is 66 times as large, and a network this small learns to copy late.
+
+    The latents and their negatives go into the first channels, from there over the last skip into the last norm, and
+    are subtracted: silu(x) - silu(-x) = x. Large constants in the same group see to it that the norm divides by nearly
+    the same for each picture.
+    """
+    latent, group, constant = unet.conv_in.in_channels, unet.conv_norm_out.num_channels // CONFIG.unet.norm_groups, 6.0
+    last = unet.up_blocks[-1].resnets[-1].conv_shortcut
+    from_skip = last.in_channels - unet.conv_in.out_channels
+    for layer in (unet.conv_in, pose_guider.conv_out_modify, last):
+        layer.weight[:group], layer.bias[:group] = 0, 0
+    unet.conv_out.weight.zero_()
+    unet.conv_out.bias.zero_()
+    unet.conv_in.bias[2 * latent : group : 2], unet.conv_in.bias[2 * latent + 1 : group : 2] = constant, -constant
+    deviation = math.sqrt((2 * latent + (group - 2 * latent) * constant**2) / group)
+    for channel in range(group):
+        last.weight[channel, from_skip + channel] = 1
+    for channel in range(latent):
+        for copied, sign in ((channel, 1), (channel + latent, -1)):
+            unet.conv_in.weight[copied, channel, 1, 1] = sign
+            unet.conv_out.weight[channel, copied, 1, 1] = sign * deviation
 
 
 class Generator(nn.Module):
@@ -446,12 +472,21 @@ class Window:
 
 @dataclass
 class Streams:
-    """Streams under way, B of them: what inference keeps from one window to the next."""
+    """Streams under way, B of them, or single pictures: what inference keeps from one window to the next."""
 
     take: Tensor  # (B,)
-    start: Tensor  # (B,) how many frames have gone by
-    left: Tensor  # (B,) windows until it ends and another begins in its place
-    latents: Tensor  # (B, 4, 12, h, w)
+    start: Tensor  # (B,) the take's slot at which the window begins
+    left: Tensor  # (B,) windows, of a picture steps, until it ends and another begins in its place
+    latents: Tensor  # (B, 4, 12, h, w), of a picture (B, 4, 1, h, w)
+
+    def with_new(self, begun: "Streams") -> "Streams":
+        """Those that have ended are replaced."""
+        ended = self.left == 0
+
+        def next_of(ours: Tensor, new: Tensor) -> Tensor:
+            return torch.where(ended.view(-1, *[1] * (new.ndim - 1)), new, ours)
+
+        return Streams(*map(next_of, vars(self).values(), vars(begun).values()))
 
 
 @dataclass
@@ -473,9 +508,6 @@ class Run:
             network.to(self.device, memory_format=torch.channels_last)
         self.schedule, self.alphas = Schedule(), alphas_cumprod().to(self.device)
         self.frames = torch.arange(WINDOW, device=self.device)
-        # Of single pictures: most often those in between, where the picture is made.
-        levels = Schedule(4).ladder[:-1] + 2 * Schedule(4).ladder[1:-2] + Schedule(8).ladder[:-1]
-        self.levels = torch.tensor(levels, device=self.device)
         self._begin_stage()
 
     @property
@@ -796,107 +828,100 @@ class Run:
             self.generators[keyframes] = generator
         return self.generators[keyframes](*given).float()
 
-    def denoising_loss(
-        self, window: Window, x0: Tensor, timesteps: Tensor, most: float = math.inf
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def denoising_loss(self, window: Window, x0: Tensor, timesteps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Of predicted pictures (B, 4, F, h, w) in latents.
 
         An error e in the noise is an error k e in the picture, k from 0.03 at the last level to 66 at the first. The
-        loss is w (k e)^2 with w = 1 / k, halfway between that of the noise and that of the picture, and less at the
-        first level, where all that can be learnt is to copy the noise a little more precisely. `most` bounds w.
+        loss is w (k e)^2 with w = 1 / k, halfway between that of the noise and that of the picture; less at the first
+        level, where most of what can be learnt is to copy the noise more precisely, and never more than 1.
         """
         error = (window.weights * (x0 - window.answers) ** 2).mean((0, 1, 3, 4)) / window.weights.mean()  # (F,)
         alphas = self.alphas[timesteps]
         k = ((1 - alphas) / alphas).sqrt()
-        loss = ((k.clamp(max=12) / k**2).clamp(max=most) * error).mean()
+        loss = ((k.clamp(max=12) / k**2).clamp(max=1) * error).mean()
         values = {"loss": loss}
-        for level in self.schedule.ladder[:-1]:
+        for level in Schedule(4).ladder[:-1]:
             there = timesteps == level
-            values[f"error at {level}"] = ((error * there).sum() / there.sum().clamp(min=1)).sqrt()
+            values[f"error at {level}"] = ((error * there).sum() / there.sum()).sqrt()
         return loss, values
 
     def single_pictures(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Right answers with noise, each of another take and at a level of its own: all as one window, whose frames do
-        not see each other yet."""
+        """Pictures on their way from noise, each of another take and at a level of its own: all as one window, whose
+        frames do not see each other yet. A quarter of them go in eight steps."""
         batch = self.now.batch
-        take, slots = self._indices(random, len(pool.begins), batch), self._indices(random, SLOTS, batch, 1)
-        window = self.window(pool, take, slots, keyframes=slots[:, :0])
+        steps = torch.where(torch.arange(batch, device=self.device) % 4 == 0, 8, 4)
+        streams = self._next_pictures(pool, random, steps)
+        window = self.window(pool, streams.take, streams.start[:, None], keyframes=streams.start[:, None][:, :0])
         window.motion_tokens = rearrange(window.motion_tokens, "b 1 t c -> 1 b t c")
         window.answers = rearrange(window.answers, "b c 1 h w -> 1 c b h w")
         window.weights = rearrange(window.weights, "b 1 1 h w -> 1 1 b h w")
 
-        timesteps = self.levels[self._indices(random, len(self.levels), batch)]
-        # What has just come in is the portrait under noise.
-        is_new = (timesteps == self.schedule.ladder[0])[:, None, None]
-        clean = torch.where(is_new, rearrange(window.references[0], "b c h w -> 1 c b h w"), window.answers)
-        latents = self.schedule.add_noise(clean, self._noise(random, clean), timesteps)
+        latents = rearrange(streams.latents, "b c 1 h w -> 1 c b h w")
+        timesteps, after = self._levels(steps, streams.left), self._levels(steps, streams.left - 1)
         noise = self.predict(window, latents, timesteps)
-        _, x0 = self.schedule.step(latents, noise, timesteps, timesteps)
+        latents, x0 = self.schedule.step(latents, noise, timesteps, after)
+        latents = rearrange(latents.detach(), "1 c b h w -> b c 1 h w").clone()
+        self.streams = Streams(streams.take, streams.start, streams.left - 1, latents)
         return self.denoising_loss(window, x0, timesteps)
 
-    def windows(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Windows of right answers with noise, at the levels of four or eight steps."""
+    def _levels(self, steps: Tensor, left: Tensor) -> Tensor:
+        """The timesteps of pictures that go in `steps` (B,), of which some are `left` (B,)."""
+        ladders = {count: torch.tensor(Schedule(count).ladder[::-1], device=self.device) for count in (4, 8)}
+        return torch.where(steps == 4, ladders[4][left.clamp(max=4)], ladders[8][left])
+
+    def _next_pictures(self, pool: Pool, random: torch.Generator, steps: Tensor) -> Streams:
+        """Those under way, and the portrait under noise in place of one that has come to its end. With a new pool, all
+        are others, somewhere on the way."""
         batch = self.now.batch
-        take = self._indices(random, len(pool.begins), batch)
-        start = CHUNK * self._indices(random, 1 + (SLOTS - WINDOW) // CHUNK, batch)
-        choice = self._chances()
-        schedule = Schedule(4 if choice[0] < 0.75 else 8)
-        step = int(choice[1] * schedule.passes)
-        keyframes = self._indices(random, SLOTS, batch, _some_keyframes(choice[2]))
-        window = self.window(pool, take, start[:, None] + self.frames, keyframes)
+        take, slot = self._indices(random, len(pool.begins), batch), self._indices(random, SLOTS, batch)
+        is_new_pool = self.streams is None or self.step % self.steps_per_pool == 0
+        left = 1 + self._indices(random, 8, batch) % steps if is_new_pool else steps
+        clean = torch.where((left == steps)[:, None, None, None], pool.latents[take, 0], pool.latents[take, 1 + slot])
+        clean = rearrange(clean, "b c h w -> 1 c b h w")
+        latents = self.schedule.add_noise(clean, self._noise(random, clean), self._levels(steps, left))
+        begun = Streams(take, slot, left, rearrange(latents, "1 c b h w -> b c 1 h w"))
+        return begun if is_new_pool else self.streams.with_new(begun)
 
-        timesteps = schedule.timesteps(step, self.device)
-        # What has just come in is the portrait under noise: the newest chunk, and in a first window all.
-        is_new = (timesteps == timesteps[-1]) & (step == 0)
-        is_first = (pool.begins[take] & (start == 0))[:, None] & (step == 0)
-        from_portrait = (is_new | is_first)[:, None, :, None, None]
-        clean = torch.where(from_portrait, window.references[0][:, :, None], window.answers)
-        # Half of the takes have turned a little into somebody else, as a stream can: the portrait knows better.
-        strangeness = (torch.rand(batch, 1, 1, 1, 1, generator=random, device=self.device) - 0.5).clamp(min=0)
-        clean = torch.lerp(clean, clean.roll(1, 0), strangeness)
-        latents = schedule.add_noise(clean, self._noise(random, clean), timesteps)
-        noise = self.predict(window, latents, timesteps)
-        _, x0 = schedule.step(latents, noise, timesteps, timesteps)
-        return self.denoising_loss(window, x0, timesteps, most=1)
-
-    def next_windows(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The next window of every stream, which goes on from what the network made in the one before. The driver does
-        the take forth and back, without an end."""
-        timesteps = self.schedule.timesteps(0, self.device)
-        streams, choice = self._next_streams(pool, random), self._chances()
+    def windows(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next window of every stream. The driver does the take forth and back, without an end. In every fourth
+        pool there are eight steps, so two passes a window."""
+        schedule = Schedule(8 if self.step // self.steps_per_pool % 4 == 3 else 4)
+        step = self.step % self.steps_per_pool % schedule.passes
+        timesteps, after = (schedule.timesteps(i, self.device) for i in (step, step + 1))
+        streams, choice = self._next_streams(pool, random, schedule), self._chances()
         slots = (streams.start[:, None] + self.frames) % (2 * SLOTS - 2)
         keyframes = self._indices(random, SLOTS, len(slots), _some_keyframes(choice[0]))
         window = self.window(pool, streams.take, torch.minimum(slots, 2 * SLOTS - 2 - slots), keyframes)
 
-        new = window.references[0][:, :, None].expand(-1, -1, CHUNK, -1, -1)
-        new = self.schedule.add_noise(new, self._noise(random, new), timesteps[WARM_UP:])
-        latents = torch.cat([streams.latents, new], 2)
+        latents = streams.latents
+        if step == 0:
+            new = window.references[0][:, :, None].expand(-1, -1, CHUNK, -1, -1)
+            new = schedule.add_noise(new, self._noise(random, new), timesteps[WARM_UP:])
+            latents = torch.cat([latents, new], 2)
         noise = self.predict(window, latents, timesteps)
-        latents, x0 = self.schedule.step(latents, noise, timesteps, self.schedule.timesteps(1, self.device))
-        loss, values = self.denoising_loss(window, x0, timesteps, most=1)
+        latents, x0 = schedule.step(latents, noise, timesteps, after)
+        loss, values = self.denoising_loss(window, x0, timesteps)
         pixels = self._pixel_loss(pool, window, x0, CHUNK + int(CHUNK * choice[1]))
-        self.streams = Streams(
-            streams.take, streams.start + CHUNK, streams.left - 1, latents[:, :, CHUNK:].detach().clone()
-        )
+        latents = latents.detach().clone()
+        if step == schedule.passes - 1:
+            self.streams = Streams(streams.take, streams.start + CHUNK, streams.left - 1, latents[:, :, CHUNK:])
+        else:
+            self.streams = Streams(streams.take, streams.start, streams.left, latents)
         return loss + 0.1 * pixels, {**values, "pixels": pixels}
 
-    def _next_streams(self, pool: Pool, random: torch.Generator) -> Streams:
+    def _next_streams(self, pool: Pool, random: torch.Generator, schedule: Schedule) -> Streams:
         """Those under way; where one has ended, and everywhere with a new pool, another that begins."""
+        is_new_pool = self.streams is None or self.step % self.steps_per_pool == 0
+        if not is_new_pool and self.streams.latents.shape[2] == WINDOW:  # between two passes
+            return self.streams
         batch = self.now.batch
         take = self._indices(random, len(pool.begins), batch)
         known = rearrange(pool.latents[take, 1 : 1 + WARM_UP], "b f c h w -> b c f h w")
         known = torch.where(pool.begins[take][:, None, None, None, None], pool.latents[take, 0][:, :, None], known)
-        known = self.schedule.add_noise(known, self._noise(random, known), self.schedule.warm_up_timesteps(self.device))
+        known = schedule.add_noise(known, self._noise(random, known), schedule.warm_up_timesteps(self.device))
         longest = SHORTEST + (LONGEST - SHORTEST) * self.step // self.now.steps
         begun = Streams(take, torch.zeros_like(take), 1 + self._indices(random, longest, batch), known)
-        if self.streams is None or self.step % self.steps_per_pool == 0:
-            return begun
-        ended = self.streams.left == 0
-
-        def next_of(ours: Tensor, new: Tensor) -> Tensor:
-            return torch.where(ended.view(-1, *[1] * (new.ndim - 1)), new, ours)
-
-        return Streams(*map(next_of, vars(self.streams).values(), vars(begun).values()))
+        return begun if is_new_pool else self.streams.with_new(begun)
 
     def _pixel_loss(self, pool: Pool, window: Window, x0: Tensor, frame: int) -> Tensor:
         """Of one frame of the second oldest chunk, after which little can change."""
