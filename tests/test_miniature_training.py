@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,6 +188,32 @@ def test_the_generator_is_the_networks_as_inference_runs_them(begin, pool):
     noise = run.predict(single, latents[[0, 1], :, [5, 13]].movedim(0, 1)[None], timesteps[[5, 13]])
     for i, frame in enumerate((5, 13)):
         assert error(noise[:, :, [i]], alone(i, slice(frame, frame + 1))) < 1e-4
+
+
+@torch.no_grad()
+def test_what_a_graph_writes_to_is_nobody_elses(begin, monkeypatch: pytest.MonkeyPatch):
+    """Each replay copies its inputs to where those were that it was captured with."""
+
+    def capture(generator, given, **_):
+        forward = generator.forward
+
+        def replay(*inputs):
+            for mine, x in zip(given, inputs, strict=True):
+                mine.copy_(x)
+            return forward(*given)
+
+        generator.forward = replay
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    run = begin(only("windows", 400))
+    pool, take = run.load(DrawnHere().pool(0)), torch.arange(2)
+    window = run.window(pool, take, torch.zeros_like(take)[:, None] + run.frames, torch.zeros(2, 0, dtype=torch.long))
+    run.device = SimpleNamespace(type="cuda")
+    four, eight = (train.Schedule(steps).timesteps(0) for steps in (4, 8))
+    before = [x.clone() for x in (window.answers, four)]
+    run.predict(window, window.answers, four)
+    run.predict(window, torch.zeros_like(window.answers), eight)
+    assert all(map(torch.equal, before, (window.answers, four)))
 
 
 @torch.no_grad()

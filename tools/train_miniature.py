@@ -6,9 +6,9 @@
 RUN keeps the checkpoint, the curves, the sample sheets and the log. Started again with the same RUN it goes on where
 it was: after `--stop-after`, after SIGTERM, after a crash. A step depends on its number alone, never on when it ran.
 
-Five stages: the autoencoder; the motion extractor and motion encoder, told the truth; both UNets, the pose guider and
-the image encoder on single pictures, on windows of 16 frames, and on streams of their own results, at the noise levels
-of inference. Needs what `personalive[standalone]` needs and OpenCV; an estimated 18 minutes on one H100.
+Four stages: the autoencoder; the motion extractor and motion encoder, told the truth; both UNets, the pose guider and
+the image encoder on single pictures, then on windows of 16 frames, as at inference: at its noise levels, and going on
+from what they made before. Needs what `personalive[standalone]` needs and OpenCV; an estimated 19 minutes on one H100.
 """
 
 import argparse
@@ -743,7 +743,7 @@ class Run:
         for norm in norms:
             norm.momentum = 0.1
 
-    # Stages 3 to 5
+    # Stages 3 and 4
 
     def load(self, takes: Takes) -> Pool:
         """Onto the device; for the UNets with what the networks say that are frozen by then."""
@@ -824,7 +824,8 @@ class Run:
         if keyframes not in self.generators:
             generator = Generator(self.running).train()
             if self.device.type == "cuda":
-                torch.cuda.make_graphed_callables(generator, given, allow_unused_input=True)
+                # Copies, for each replay writes its inputs where these are: the schedule's timesteps must stay.
+                torch.cuda.make_graphed_callables(generator, tuple(x.clone() for x in given), allow_unused_input=True)
             self.generators[keyframes] = generator
         return self.generators[keyframes](*given).float()
 
