@@ -8,7 +8,7 @@ it was: after `--stop-after`, after SIGTERM, after a crash. A step depends on it
 
 Four stages: the autoencoder; the motion extractor and motion encoder, told the truth; both UNets, the pose guider and
 the image encoder on single pictures, then on windows of 16 frames, as at inference: at its noise levels, and going on
-from what they made before. Needs what `personalive[standalone]` needs and OpenCV; an estimated 19 minutes on one H100.
+from what they made before. Needs what `personalive[standalone]` needs and OpenCV; an estimated 23 minutes on one H100.
 """
 
 import argparse
@@ -152,9 +152,9 @@ class Plan:
             half=False,
         ),
         Stage(
-            "single_pictures", GENERATOR, steps=8000, batch=128, rate=1.5e-3, pools=16, untouched=".temporal_modules."
+            "single_pictures", GENERATOR, steps=11000, batch=128, rate=1.5e-3, pools=22, untouched=".temporal_modules."
         ),
-        Stage("windows", GENERATOR, steps=5000, batch=16, rate=5e-4, pools=10),
+        Stage("windows", GENERATOR, steps=6000, batch=16, rate=5e-4, pools=12),
     )
     takes: int = 1024  # drawn at a time, then used until the next are drawn
     workers: int = 15
