@@ -10,7 +10,7 @@ from personalive_core.drawn import Character, Pose, draw, perform, random_charac
 from personalive_core.standalone import Pipeline
 
 SIZE = 128
-RATE = 12.0
+PORTRAIT_POSE = Pose(smile=0.2)
 # Fails too when it is reached, so that nobody forgets to ask for it from then on.
 interim = pytest.mark.xfail(strict=True, reason="the weights are of a trial run: see docs/miniature.md")
 
@@ -26,19 +26,15 @@ class Case:
     answers: list[np.ndarray]
 
     @classmethod
-    def drawn(cls, seed: int, frames: int, portrait_pose: Pose | None = None, rate: float = RATE) -> "Case":
-        character, driver, poses = (
-            random_character(2 * seed),
-            random_character(2 * seed + 1),
-            perform(seed, frames, rate),
-        )
-        portrait_pose = portrait_pose or Pose(smile=0.2)
+    def drawn(cls, seed: int, frames: int) -> "Case":
+        character, driver = random_character(2 * seed), random_character(2 * seed + 1)
+        poses = perform(seed, frames, 12.0)
         return cls(
             character,
-            draw(character, portrait_pose, SIZE),
+            draw(character, PORTRAIT_POSE, SIZE),
             poses,
             [draw(driver, pose, SIZE) for pose in poses],
-            [draw(character, right_answer(portrait_pose, pose, poses[0]), SIZE) for pose in poses],
+            [draw(character, right_answer(PORTRAIT_POSE, pose, poses[0]), SIZE) for pose in poses],
         )
 
 

@@ -1,9 +1,13 @@
-"""GPU work: what can be told of it without a GPU, and what needs one."""
+"""GPU work: what can be told of it without a GPU."""
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch import nn
 
-from personalive_core.gpu import Arrival, send, visiting
+from personalive_core.gpu import Arrival, Captured, CapturedNetwork, send, visiting
 
 
 def test_a_visit_leaves_the_weights_where_they_were():
@@ -21,3 +25,28 @@ def test_sending_and_arriving_change_no_value():
     there = send(x, torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float16)
     assert there.dtype == torch.float16
     assert torch.equal(Arrival(there).wait().float(), x)
+
+
+def test_what_may_run_at_the_same_time_is_captured_on_different_streams(monkeypatch: pytest.MonkeyPatch):
+    """Graphs of one stream share the workspace of their products: two of them on a GPU wait for each other for ever."""
+
+    class Network(nn.Identity):
+        config = None
+
+        def get_dtype(self) -> torch.dtype:
+            return torch.float32
+
+    captured_on = []
+
+    @contextmanager
+    def capture(graph, stream=None, **_):
+        captured_on.append(stream)
+        yield
+
+    fakes = dict(graph=capture, CUDAGraph=lambda: SimpleNamespace(replay=lambda: None), Stream=lambda: object())
+    for name, fake in (fakes | dict(synchronize=lambda: None, empty_cache=lambda: None)).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for function in (CapturedNetwork(Network()), CapturedNetwork(Network()), Captured(torch.neg)):
+        for _ in range(3):
+            function(torch.ones(2))
+    assert len(captured_on) == len(set(captured_on)) == 3

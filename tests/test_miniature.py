@@ -8,7 +8,7 @@ import torch
 cv2 = pytest.importorskip("cv2", reason="faces are drawn by OpenCV (opencv-python-headless)")
 pytest.importorskip("diffusers", reason="the standalone pipeline needs diffusers")
 
-from cases import SIZE, Case, animated, interim, score  # noqa: E402
+from cases import PORTRAIT_POSE, SIZE, Case, animated, interim, score  # noqa: E402
 from measure import correlation, curve, measure_video, psnr, ssim  # noqa: E402
 from personalive_core.config import LATENT_SCALE  # noqa: E402
 from personalive_core.drawn import Pose, draw, perform, random_character, right_answer  # noqa: E402
@@ -112,7 +112,7 @@ def test_it_stays_the_same_character(cases, results):
     others = [random_character(seed) for seed in range(300, 312)]
     for case, result in zip(cases, results, strict=True):
         for i in range(0, len(result), 12):
-            pose = right_answer(Pose(smile=0.2), case.poses[i], case.poses[0])
+            pose = right_answer(PORTRAIT_POSE, case.poses[i], case.poses[0])
             own = psnr(result[i], case.answers[i])
             assert all(psnr(result[i], draw(other, pose, SIZE)) < own for other in others)
         found, answers = np.stack(result).astype(float), np.stack(case.answers).astype(float)
