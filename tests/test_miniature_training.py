@@ -133,7 +133,7 @@ def test_all_but_what_the_model_does_not_use_has_a_gradient(begin, stage: str):
         for name in run.now.networks
         for key, parameter in run.networks[name].named_parameters()
         if parameter.requires_grad
-        and not parameter.grad.any()
+        and (parameter.grad is None or not parameter.grad.any())
         and not any(part in key for part in (".attn2.to_q", ".attn2.to_k", "transformer_blocks.0.norm2"))
     ]
     kept = (f"reference_unet.{last}.norm", f"reference_unet.{last}.proj_in")

@@ -20,6 +20,7 @@ import multiprocessing
 import signal
 import sys
 import time
+from collections import defaultdict
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
@@ -85,6 +86,7 @@ PICTURES = 2 + 2 * SLOTS  # of a take: the portrait, the driver's first frame, t
 ANSWERS = slice(2 + SLOTS, PICTURES)
 EXPRESSION = slice(6, 13)  # of a pose: gaze, blink, brows, mouth, smile, pucker
 SHORTEST, LONGEST = 8, 100  # windows that streams may have in training, at its begin and at its end
+HALF_SCALE = 4096.0  # of losses, so that their gradients are no smaller than 16-bit floats can be
 FIRST_SEED = 1_000_000  # of takes; tests, demo and sample sheets use smaller ones
 
 CONFIG = ModelConfig(
@@ -130,6 +132,7 @@ class Stage:
     rate: float  # of learning, at most
     pools: int  # how often new takes come
     half: bool = True  # in 16-bit floats, on a GPU
+    muon: bool = False  # for matrices, else AdamW for all
     untouched: str | None = None  # what is in the names of parameters that stay as they are
 
 
@@ -141,20 +144,27 @@ class Plan:
     """How long and how large; the default is what the shipped weights were made with."""
 
     stages: tuple[Stage, ...] = (
-        Stage("autoencoder", ("vae",), steps=2500, batch=64, rate=1e-3, pools=5),
+        Stage("autoencoder", ("vae",), steps=2500, batch=64, rate=1e-3, pools=5, muon=True),
         Stage(
             "motion",
             ("motion_extractor", "motion_encoder", "expression"),
-            steps=2000,
+            steps=3000,
             batch=256,
             rate=1e-3,
             pools=4,
             half=False,
         ),
         Stage(
-            "single_pictures", GENERATOR, steps=11000, batch=128, rate=1.5e-3, pools=22, untouched=".temporal_modules."
+            "single_pictures",
+            GENERATOR,
+            steps=7500,
+            batch=128,
+            rate=2e-3,
+            pools=20,
+            muon=True,
+            untouched=".temporal_modules.",
         ),
-        Stage("windows", GENERATOR, steps=6000, batch=16, rate=5e-4, pools=12),
+        Stage("windows", GENERATOR, steps=5500, batch=16, rate=7e-4, pools=13, muon=True),
     )
     takes: int = 1024  # drawn at a time, then used until the next are drawn
     workers: int = 15
@@ -321,6 +331,120 @@ def _let_noise_through(unet: DenoisingUNet, pose_guider: PoseGuider) -> None:
         for copied, sign in ((channel, 1), (channel + latent, -1)):
             unet.conv_in.weight[copied, channel, 1, 1] = sign
             unet.conv_out.weight[channel, copied, 1, 1] = sign * deviation
+
+
+@dataclass
+class Group:
+    """Parameters of one shape as one tensor: many small operations are what takes the time."""
+
+    indices: list[int]
+    is_matrix: bool
+    value: Tensor  # (N, ...)
+    momentum: Tensor
+    square: Tensor  # mean of the squared gradients; of a matrix it stays 0
+    average: Tensor  # of the values
+
+
+class Optimizer:
+    """Muon (Jordan et al. 2024) for matrices, AdamW for vectors, first and last layers; and the average of the weights.
+
+    Muon gives all singular values of a step about the same size, so what is rare is learnt as fast as what is common.
+    Gradients are scaled back, and clipped to a norm of 1; those that overflowed count as none. A GPU replays a step as
+    one graph.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], running: list[nn.Parameter], scale: float, muon: bool):
+        """`running` are those that the networks run with, and whose gradients are `scale` times too large."""
+        self.parameters, self.running, self.scale = list(parameters.values()), running, scale
+        self.gradients = [torch.zeros_like(p) for p in self.parameters]
+        indices = defaultdict(list)
+        for i, (name, parameter) in enumerate(parameters.items()):
+            indices[parameter.shape, muon and _is_matrix(name, parameter)].append(i)
+        self.groups = []
+        for (_, is_matrix), same in indices.items():
+            value = torch.stack([self.parameters[i].detach() for i in same])
+            zeros = torch.zeros_like(value)
+            self.groups.append(Group(same, is_matrix, value, zeros.clone(), zeros, value.clone()))
+        self.rate, self.count = (torch.zeros((), device=self.gradients[0].device) for _ in range(2))
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.calls = 0
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Takes the gradients of the running parameters, and gives these their new values."""
+        given = [(kept, p.grad) for kept, p in zip(self.gradients, self.running, strict=True) if p.grad is not None]
+        torch._foreach_copy_(*map(list, zip(*given, strict=True)))
+        self.rate.fill_(rate)
+        self.calls += 1
+        if self.rate.is_cuda and self.calls == 3:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self._update()
+        if self.graph:
+            self.graph.replay()
+        else:
+            self._update()
+
+    def _update(self) -> None:
+        self.count += 1
+        norm = torch.stack(torch._foreach_norm(self.gradients)).norm() / self.scale
+        factor = (1 / norm).clamp(max=1) / self.scale
+        keep = ((1 + self.count) / (10 + self.count)).clamp(max=0.999)
+        for group in self.groups:
+            gradient = torch.stack([self.gradients[i] for i in group.indices])
+            gradient = torch.where(norm.isfinite(), gradient * factor, 0)
+            if group.is_matrix:
+                group.momentum.lerp_(gradient, 0.05)
+                change = 0.6 * _same_size_in_all_directions(gradient.lerp(group.momentum, 0.95))
+            else:
+                group.momentum.lerp_(gradient, 0.1)
+                group.square.lerp_(gradient**2, 0.01)
+                change = group.momentum / (1 - 0.9**self.count)
+                change = change / ((group.square / (1 - 0.99**self.count)).sqrt() + 1e-8)
+            decay = 0.1 if group.is_matrix else 0.01
+            group.value.mul_(1 - decay * self.rate).sub_(self.rate * change)
+            group.average.lerp_(group.value, 1 - keep)
+            for parameters in (self.parameters, self.running):
+                torch._foreach_copy_([parameters[i] for i in group.indices], group.value.unbind())
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        for group in self.groups:
+            torch._foreach_copy_([self.parameters[i] for i in group.indices], group.average.unbind())
+
+    def state(self) -> dict:
+        """What `resume` takes; the values are those of the networks."""
+        kept = [{"momentum": g.momentum, "square": g.square, "average": g.average} for g in self.groups]
+        return {"count": self.count, "groups": kept}
+
+    def resume(self, state: dict) -> None:
+        self.count.copy_(state["count"])
+        for group, kept in zip(self.groups, state["groups"], strict=True):
+            for name, tensor in kept.items():
+                getattr(group, name).copy_(tensor)
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Muon is not for first and last layers, nor for that which lets the noise through."""
+    last_skip = ("up_blocks.1.resnets.1.conv_shortcut",)
+    others = ("conv_in", "conv_out", "time_embedding", ".embeddings.", *last_skip)
+    return parameter.ndim >= 2 and not any(part in name for part in others)
+
+
+def _same_size_in_all_directions(matrices: Tensor) -> Tensor:
+    """(N, R, ...) as N matrices -> the same with singular values of 0.7 to 1.2 times what makes the root mean square
+    of an element 1: Newton-Schulz iterations, with the coefficients that get there in five."""
+    x = matrices.flatten(2)
+    is_tall = x.shape[1] > x.shape[2]
+    if is_tall:
+        x = x.mT
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-12)).bfloat16()
+    for _ in range(5):
+        square = x @ x.mT
+        polynomial = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    x = x.float() * max(x.shape[1:]) ** 0.5
+    return (x.mT if is_tall else x).reshape(matrices.shape)
 
 
 class Generator(nn.Module):
@@ -532,42 +656,35 @@ class Run:
         for name, network in self.networks.items():
             network.train(name in self.now.networks)
             network.requires_grad_(False)
-        self.parameters = self._parameters(self.networks)
-        for parameter in self.parameters:
+        parameters = self._parameters(self.networks)
+        for parameter in parameters.values():
             parameter.requires_grad_(True)
-        self.average = [p.detach().clone() for p in self.parameters]
-        on_gpu = self.device.type == "cuda"
-        self.is_half = self.now.half and on_gpu
+        self.is_half = self.now.half and self.device.type == "cuda"
         # In 16-bit floats copies of the networks run; what is kept and changed is the originals.
         self.running = self.networks
         if self.is_half:
             self.running = {name: copy.deepcopy(network).half() for name, network in self.networks.items()}
-        self.copies = self._parameters(self.running)
-        for parameter in (*self.parameters, *self.copies):
-            parameter.grad = torch.zeros_like(parameter)
         self.generators: dict[int, Generator] = {}
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=0, betas=(0.9, 0.99), weight_decay=0.01, fused=on_gpu)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.is_half)
+        running = list(self._parameters(self.running).values())
+        self.optimizer = Optimizer(parameters, running, HALF_SCALE if self.is_half else 1.0, self.now.muon)
 
-    def _parameters(self, networks: dict[str, nn.Module]) -> list[nn.Parameter]:
+    def _parameters(self, networks: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
         """Those that the stage trains. Layer norms stay as they are: the products after them can do all that they can,
         and their gradients take a tenth of a step."""
-        return [
-            parameter
+        return {
+            f"{name}.{path}.{key}": parameter
             for name in self.now.networks
             for path, module in networks[name].named_modules()
             if not isinstance(module, nn.LayerNorm) and not (self.now.untouched and self.now.untouched in f".{path}.")
-            for parameter in module.parameters(recurse=False)
-        ]
+            for key, parameter in module.named_parameters(recurse=False)
+        }
 
     # Keeping and finding again
 
     def save(self) -> None:
         state = {
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "optimizer": self.optimizer.state(),
             "counts": (self.stage, self.step, self.seconds),
             "history": self.history,
             "streams": self.streams and vars(self.streams),
@@ -588,9 +705,7 @@ class Run:
         self.streams = state["streams"] and Streams(**state["streams"])
         self._begin_stage()
         if not self.is_done:
-            self.average = state["average"]
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            self.optimizer.resume(state["optimizer"])
 
     # Training
 
@@ -627,33 +742,17 @@ class Run:
         stage = self.now
         warm = min(1.0, (self.step + 1) / 100)
         rate = stage.rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * self.step / stage.steps)) / 2)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        torch._foreach_zero_([p.grad for p in self.copies])  # in place: graphs write there
+        for parameter in self.optimizer.running:
+            parameter.grad = None
         loss, values = getattr(self, stage.name)(pool, random)
-        self.scaler.scale(loss).backward()
-        if self.is_half:
-            torch._foreach_copy_([p.grad for p in self.parameters], [p.grad for p in self.copies])
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.is_half:
-            self._copy_weights()
+        (loss * self.optimizer.scale).backward()
+        self.optimizer.step(rate)
         self.step += 1
-        keep = min(0.999, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
         return {name: value.detach() for name, value in values.items()}
-
-    @torch.no_grad()
-    def _copy_weights(self) -> None:
-        torch._foreach_copy_(self.copies, self.parameters)
 
     def end_stage(self, pool: Pool) -> None:
         """The averages become the weights."""
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.average, strict=True):
-                parameter.copy_(average)
+        self.optimizer.use_average()
         if self.now.name == "autoencoder":
             fold_latent_scale(self.networks["vae"], self._vae_means(self._some(pool, 512)))
         if self.now.name == "motion":
@@ -847,22 +946,24 @@ class Run:
         return loss, values
 
     def single_pictures(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pictures on their way from noise, each of another take and at a level of its own: all as one window, whose
-        frames do not see each other yet. A quarter of them go in eight steps."""
-        batch = self.now.batch
-        steps = torch.where(torch.arange(batch, device=self.device) % 4 == 0, 8, 4)
+        """Pictures on their way from noise, four of each portrait, which share a level: all as one window, whose frames
+        do not see each other yet. An eighth of them go in eight steps."""
+        steps = torch.where(torch.arange(self.now.batch, device=self.device) % 8 == 0, 8, 4)
         streams = self._next_pictures(pool, random, steps)
-        window = self.window(pool, streams.take, streams.start[:, None], keyframes=streams.start[:, None][:, :0])
-        window.motion_tokens = rearrange(window.motion_tokens, "b 1 t c -> 1 b t c")
-        window.answers = rearrange(window.answers, "b c 1 h w -> 1 c b h w")
-        window.weights = rearrange(window.weights, "b 1 1 h w -> 1 1 b h w")
-
-        latents = rearrange(streams.latents, "b c 1 h w -> 1 c b h w")
-        timesteps, after = self._levels(steps, streams.left), self._levels(steps, streams.left - 1)
+        window = self.window(pool, streams.take, streams.start, keyframes=streams.start[:, :0])
+        window.motion_tokens = rearrange(window.motion_tokens, "b f t c -> 1 (b f) t c")
+        window.answers, window.weights, latents = (
+            rearrange(x, "b c f h w -> 1 c (b f) h w") for x in (window.answers, window.weights, streams.latents)
+        )
+        timesteps, after = (
+            self._levels(steps, left).repeat_interleave(CHUNK) for left in (streams.left, streams.left - 1)
+        )
         noise = self.predict(window, latents, timesteps)
         latents, x0 = self.schedule.step(latents, noise, timesteps, after)
-        latents = rearrange(latents.detach(), "1 c b h w -> b c 1 h w").clone()
-        self.streams = Streams(streams.take, streams.start, streams.left - 1, latents)
+        # The last level can change little; most are spared it.
+        left = (streams.left - 1) * ((streams.left > 2) | (self._indices(random, 4, len(steps)) == 0))
+        latents = rearrange(latents.detach(), "1 c (b f) h w -> b c f h w", f=CHUNK).clone()
+        self.streams = Streams(streams.take, streams.start, left, latents)
         return self.denoising_loss(window, x0, timesteps)
 
     def _levels(self, steps: Tensor, left: Tensor) -> Tensor:
@@ -871,16 +972,18 @@ class Run:
         return torch.where(steps == 4, ladders[4][left.clamp(max=4)], ladders[8][left])
 
     def _next_pictures(self, pool: Pool, random: torch.Generator, steps: Tensor) -> Streams:
-        """Those under way, and the portrait under noise in place of one that has come to its end. With a new pool, all
-        are others, somewhere on the way."""
+        """Those under way, and the portrait under noise in place of those that have come to their end. With a new pool,
+        all are others, somewhere on the way."""
         batch = self.now.batch
-        take, slot = self._indices(random, len(pool.begins), batch), self._indices(random, SLOTS, batch)
+        take, slots = self._indices(random, len(pool.begins), batch), self._indices(random, SLOTS, batch, CHUNK)
         is_new_pool = self.streams is None or self.step % self.steps_per_pool == 0
         left = 1 + self._indices(random, 8, batch) % steps if is_new_pool else steps
-        clean = torch.where((left == steps)[:, None, None, None], pool.latents[take, 0], pool.latents[take, 1 + slot])
-        clean = rearrange(clean, "b c h w -> 1 c b h w")
-        latents = self.schedule.add_noise(clean, self._noise(random, clean), self._levels(steps, left))
-        begun = Streams(take, slot, left, rearrange(latents, "1 c b h w -> b c 1 h w"))
+        begins = (left == steps)[:, None, None, None, None]
+        clean = torch.where(begins, pool.latents[take, :1], pool.latents[take[:, None], 1 + slots])
+        clean = rearrange(clean, "b f c h w -> 1 c (b f) h w")
+        levels = self._levels(steps, left).repeat_interleave(CHUNK)
+        latents = self.schedule.add_noise(clean, self._noise(random, clean), levels)
+        begun = Streams(take, slots, left, rearrange(latents, "1 c (b f) h w -> b c f h w", f=CHUNK))
         return begun if is_new_pool else self.streams.with_new(begun)
 
     def windows(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
