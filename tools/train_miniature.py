@@ -81,11 +81,9 @@ from personalive_core.weights import SIZES_FILE, find_weights
 
 SIZE = 128  # pixels
 LATENT_SIDE = SIZE // PIXELS_PER_LATENT
-SLOTS = 32  # frames of a take: two windows
-PICTURES = 2 + 2 * SLOTS  # of a take: the portrait, the driver's first frame, the driver, the right answers
-ANSWERS = slice(2 + SLOTS, PICTURES)
+FRAMES = 32  # of a take: two windows
 EXPRESSION = slice(6, 13)  # of a pose: gaze, blink, brows, mouth, smile, pucker
-SHORTEST, LONGEST = 8, 100  # windows that streams may have in training, at its begin and at its end
+SHORTEST, LONGEST = 8, 40  # windows that streams may have in training, at its begin and at its end
 HALF_SCALE = 4096.0  # of losses, so that their gradients are no smaller than 16-bit floats can be
 FIRST_SEED = 1_000_000  # of takes; tests, demo and sample sheets use smaller ones
 
@@ -131,6 +129,7 @@ class Stage:
     batch: int  # pictures, or takes
     rate: float  # of learning, at most
     pools: int  # how often new takes come
+    kept: int = CHUNK  # frames of a take; the fewer, the more takes are drawn
     half: bool = True  # in 16-bit floats, on a GPU
     muon: bool = False  # for matrices, else AdamW for all
     untouched: str | None = None  # what is in the names of parameters that stay as they are
@@ -157,22 +156,30 @@ class Plan:
         Stage(
             "single_pictures",
             GENERATOR,
-            steps=7500,
+            steps=8900,
             batch=128,
             rate=2e-3,
-            pools=20,
+            pools=30,
             muon=True,
             untouched=".temporal_modules.",
         ),
-        Stage("windows", GENERATOR, steps=5500, batch=16, rate=7e-4, pools=13, muon=True),
+        Stage("windows", GENERATOR, steps=3500, batch=16, rate=2e-4, pools=9, kept=FRAMES, muon=True),
     )
-    takes: int = 1024  # drawn at a time, then used until the next are drawn
+    pictures: int = 67584  # drawn at a time, then used until the next are drawn
     workers: int = 15
+
+    def takes(self, pool: int) -> tuple[int, int]:
+        """How many there are in a pool, and how many frames each keeps."""
+        for stage in self.stages:
+            if pool < stage.pools:
+                break
+            pool -= stage.pools
+        return self.pictures // (2 + 2 * stage.kept), stage.kept
 
 
 SMOKE = Plan(
     tuple(replace(stage, steps=4, batch=2, pools=2) for stage in Plan().stages),
-    takes=4,
+    pictures=4 * (2 + 2 * FRAMES),
     workers=1,
 )
 
@@ -181,17 +188,22 @@ SMOKE = Plan(
 
 
 class Takes:
-    """A pool of takes in memory that the drawing processes share."""
+    """A pool of takes in memory that the drawing processes share.
 
-    def __init__(self, takes: int):
+    The pictures of a take are the portrait, the driver's first frame, the kept frames of the driver, and as many right
+    answers.
+    """
+
+    def __init__(self, takes: int, kept: int):
         def shared(*shape: int, dtype) -> np.ndarray:
             memory = mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize)
             return np.frombuffer(memory, dtype).reshape(shape)
 
-        self.pictures = shared(takes, PICTURES, SIZE, SIZE, 3, dtype=np.uint8)
-        self.poses = shared(takes, PICTURES, len(astuple(Pose())), dtype=np.float32)
+        self.pictures = shared(takes, 2 + 2 * kept, SIZE, SIZE, 3, dtype=np.uint8)
+        self.poses = shared(takes, 2 + 2 * kept, len(astuple(Pose())), dtype=np.float32)
         self.keypoints = shared(takes, 2, CONFIG.motion_extractor.keypoints, 3, dtype=np.float32)
         self.begins = shared(takes, dtype=np.uint8)  # whether the take begins with the warm-up
+        self.kept = shared(takes, kept, dtype=np.int64)  # which frames of the take
 
     def draw(self, index: int, seed: int) -> None:
         """One portrait, one driver who is somebody else, and the right answers."""
@@ -201,20 +213,21 @@ class Takes:
         performance = perform(int(random.integers(FIRST_SEED, 2**31)), 200, random.uniform(12, 30))
         begins = bool(random.random() < 0.25)
         if begins:
-            driving = performance[: SLOTS - WARM_UP]
+            driving = performance[: FRAMES - WARM_UP]
             first = driving[0]
             answers = warm_up_answers(pose, first) + [right_answer(pose, p, first) for p in driving]
             driving = [first] * WARM_UP + driving
         else:
-            start = int(random.integers(len(performance) - SLOTS))
-            driving, first = performance[start : start + SLOTS], performance[int(random.integers(len(performance)))]
+            start = int(random.integers(len(performance) - FRAMES))
+            driving, first = performance[start : start + FRAMES], performance[int(random.integers(len(performance)))]
             answers = [right_answer(pose, p, first) for p in driving]
-        poses = [pose, first, *driving, *answers]
-        self.begins[index] = begins
+        kept = np.sort(random.choice(FRAMES, self.kept.shape[1], replace=False))
+        poses = [pose, first, *(driving[i] for i in kept), *(answers[i] for i in kept)]
+        self.begins[index], self.kept[index] = begins, kept
         self.keypoints[index] = canonical_keypoints(portrait), canonical_keypoints(driver)
         self.poses[index] = [astuple(p) for p in poses]
         for i, p in enumerate(poses):
-            by_portrait = i == 0 or i >= ANSWERS.start
+            by_portrait = i == 0 or i >= 2 + len(kept)
             self.pictures[index, i] = draw(portrait if by_portrait else driver, p, SIZE)
 
 
@@ -222,8 +235,9 @@ class Drawing:
     """Processes that draw the next pool while the last one is trained on. Make it before a GPU is used."""
 
     def __init__(self, plan: Plan):
-        self.pools = [Takes(plan.takes), Takes(plan.takes)]
-        self.takes, self.asked = plan.takes, None
+        self.plan, self.asked = plan, None
+        every = {(plan.pictures // (2 + 2 * stage.kept), stage.kept) for stage in plan.stages}
+        self.pools = {size: [Takes(*size), Takes(*size)] for size in every}
         context = multiprocessing.get_context("fork")
         self.todo, self.done = context.Queue(), context.Queue()
         self.todo.cancel_join_thread()
@@ -237,15 +251,18 @@ class Drawing:
         while True:
             pool, index = self.todo.get()
             try:
-                self.pools[pool % 2].draw(index, FIRST_SEED + pool * self.takes + index)
+                self._takes(pool).draw(index, FIRST_SEED + 1_000_000 * pool + index)
             except Exception as error:
                 self.done.put(repr(error))
                 raise
             self.done.put(None)
 
+    def _takes(self, pool: int) -> Takes:
+        return self.pools[self.plan.takes(pool)][pool % 2]
+
     def ask(self, pool: int) -> None:
         self.asked = pool
-        for index in range(self.takes):
+        for index in range(self.plan.takes(pool)[0]):
             self.todo.put((pool, index))
 
     def pool(self, number: int) -> Takes:
@@ -256,10 +273,10 @@ class Drawing:
             self.ask(number)
         self._wait()
         self.ask(number + 1)
-        return self.pools[number % 2]
+        return self._takes(number)
 
     def _wait(self) -> None:
-        for _ in range(self.takes):
+        for _ in range(self.plan.takes(self.asked)[0]):
             if error := self.done.get():
                 raise RuntimeError(f"a take could not be drawn: {error}")
 
@@ -557,26 +574,31 @@ def crop_squares(frames: Tensor, boxes: Tensor, size: int) -> Tensor:
 class Pool:
     """Takes on the device, and what frozen networks make of them."""
 
-    pictures: Tensor  # uint8 (N, 66, side, side, 3)
-    poses: Tensor  # (N, 66, 13)
+    pictures: Tensor  # uint8 (N, 2 + 2 K, side, side, 3)
+    poses: Tensor  # (N, 2 + 2 K, 13)
     keypoints: Tensor  # (N, 2, 21, 3)
     begins: Tensor  # (N,) bool
+    kept: Tensor  # (N, K) which frames of the take
     portraits: Tensor | None = None  # (N, 3, 224, 224) as the image encoder sees them
-    latents: Tensor | None = None  # (N, 33, 4, h, w) scaled: the portrait and the right answers
-    heads: HeadPose | None = None  # N x 34 as extracted: the portrait, the driver's first frame, the driver
-    tokens: Tensor | None = None  # (N, 34, 32, 16) motion tokens of the same
+    latents: Tensor | None = None  # (N, 1 + K, 4, h, w) scaled: the portrait and the right answers
+    heads: HeadPose | None = None  # N x (2 + K) as extracted: the portrait, the driver's first frame, the driver
+    tokens: Tensor | None = None  # (N, 2 + K, 32, 16) motion tokens of the same
+
+    @property
+    def first_answer(self) -> int:
+        return 2 + self.kept.shape[1]
 
     def pixels(self, take: Tensor, picture: Tensor) -> Tensor:
         """(F, 3, side, side) in [0, 1]."""
         return self.pictures[take, picture].permute(0, 3, 1, 2).float() / 255
 
     def true_heads(self, take: Tensor, picture: Tensor) -> HeadPose:
-        is_driver = ((picture > 0) & (picture < ANSWERS.start)).long()
+        is_driver = ((picture > 0) & (picture < self.first_answer)).long()
         return head_pose(self.poses[take, picture], self.keypoints[take, is_driver])
 
     def head(self, take: Tensor, number: Tensor) -> HeadPose:
         """As extracted, of the flat index of (take, number)."""
-        index = (take * (2 + SLOTS) + number).flatten()
+        index = (take * self.first_answer + number).flatten()
         return HeadPose(*(value[index] for value in vars(self.heads).values()))
 
 
@@ -774,13 +796,20 @@ class Run:
 
     def _some(self, pool: Pool, count: int) -> Tensor:
         random = torch.Generator(self.device).manual_seed(1)
-        return pool.pixels(self._indices(random, len(pool.begins), count), self._indices(random, PICTURES, count))
+        return pool.pixels(
+            self._indices(random, len(pool.begins), count), self._indices(random, pool.pictures.shape[1], count)
+        )
+
+    def _any_pictures(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Takes and numbers of a batch of pictures of all kinds."""
+        batch = self.now.batch
+        return self._indices(random, len(pool.begins), batch), self._indices(random, pool.pictures.shape[1], batch)
 
     # Stage 1
 
     def autoencoder(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        vae, batch = self.running["vae"], self.now.batch
-        take, picture = self._indices(random, len(pool.begins), batch), self._indices(random, PICTURES, batch)
+        vae = self.running["vae"]
+        take, picture = self._any_pictures(pool, random)
         pixels = (pool.pixels(take, picture) * 2 - 1).contiguous(memory_format=torch.channels_last)
         weights = importance(pool.true_heads(take, picture), SIZE)
         posterior = vae.encode(self._half(pixels)).latent_dist
@@ -796,7 +825,7 @@ class Run:
 
     def motion(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         batch = self.now.batch
-        take, picture = self._indices(random, len(pool.begins), batch), self._indices(random, PICTURES, batch)
+        take, picture = self._any_pictures(pool, random)
         pixels, truth = pool.pixels(take, picture), pool.true_heads(take, picture)
         tint = 1 + 0.1 * (2 * torch.rand(batch, 3, 1, 1, generator=random, device=self.device) - 1)
         pixels = (pixels * tint).clamp(0, 1)
@@ -849,18 +878,19 @@ class Run:
         pool = Pool(
             *(torch.from_numpy(x).to(self.device) for x in (takes.pictures, takes.poses, takes.keypoints)),
             torch.from_numpy(takes.begins).to(self.device).bool(),
+            torch.from_numpy(takes.kept).to(self.device),
         )
         if self.now.networks != GENERATOR:
             return pool
         portraits, latents, heads, tokens = [], [], [], []
         extractor, encoder = self.networks["motion_extractor"], self.networks["motion_encoder"]
-        for pictures in pool.pictures.split(16):
+        for pictures in pool.pictures.split(max(1, 1024 // pool.pictures.shape[1])):
             pixels = pictures.permute(0, 1, 4, 2, 3).float() / 255
-            drawn = torch.cat([pixels[:, :1], pixels[:, ANSWERS]], 1)
+            drawn = torch.cat([pixels[:, :1], pixels[:, pool.first_answer :]], 1)
             means = self._vae_means(drawn.flatten(0, 1)).unflatten(0, drawn.shape[:2])
             portraits.append(self._half(clip_pixels(pixels[:, 0])))
             latents.append(means * LATENT_SCALE)
-            seen = pixels[:, : ANSWERS.start].flatten(0, 1)
+            seen = pixels[:, : pool.first_answer].flatten(0, 1)
             heads.append(extractor(seen))
             boxes = fill_empty_boxes(face_boxes(transform_keypoints(heads[-1])), None)
             tokens.append(encoder(crop_squares(seen, boxes, CONFIG.motion_encoder.image_size))[0])
@@ -881,8 +911,9 @@ class Run:
         reference = pool.latents[take, 0]
 
         # The driver, and in the warm-up what lies between the portrait and the driver's first frame
-        is_warm_up = pool.begins[take][:, None] & (slots < WARM_UP)
-        weight = slots / WARM_UP
+        number = pool.kept[take[:, None], slots]
+        is_warm_up = pool.begins[take][:, None] & (number < WARM_UP)
+        weight = number / WARM_UP
         portrait, first = pool.tokens[take, :1], pool.tokens[take, 1:2]
         between = torch.lerp(portrait, first, weight[:, :, None, None])
         tokens = torch.where(is_warm_up[:, :, None, None], between, pool.tokens[take[:, None], slots + 2])
@@ -909,7 +940,7 @@ class Run:
 
     def _weights(self, pool: Pool, take: Tensor, slots: Tensor) -> Tensor:
         many = repeat(take, "b -> (b f)", f=slots.shape[1])
-        heads = pool.true_heads(many, slots.flatten() + ANSWERS.start)
+        heads = pool.true_heads(many, slots.flatten() + pool.first_answer)
         return rearrange(importance(heads, LATENT_SIDE), "(b f) 1 h w -> b 1 f h w", b=len(take))
 
     def predict(self, window: Window, latents: Tensor, timesteps: Tensor) -> Tensor:
@@ -975,7 +1006,7 @@ class Run:
         """Those under way, and the portrait under noise in place of those that have come to their end. With a new pool,
         all are others, somewhere on the way."""
         batch = self.now.batch
-        take, slots = self._indices(random, len(pool.begins), batch), self._indices(random, SLOTS, batch, CHUNK)
+        take, slots = self._indices(random, len(pool.begins), batch), self.frames[:CHUNK].expand(batch, -1)
         is_new_pool = self.streams is None or self.step % self.steps_per_pool == 0
         left = 1 + self._indices(random, 8, batch) % steps if is_new_pool else steps
         begins = (left == steps)[:, None, None, None, None]
@@ -993,9 +1024,9 @@ class Run:
         step = self.step % self.steps_per_pool % schedule.passes
         timesteps, after = (schedule.timesteps(i, self.device) for i in (step, step + 1))
         streams, choice = self._next_streams(pool, random, schedule), self._chances()
-        slots = (streams.start[:, None] + self.frames) % (2 * SLOTS - 2)
-        keyframes = self._indices(random, SLOTS, len(slots), _some_keyframes(choice[0]))
-        window = self.window(pool, streams.take, torch.minimum(slots, 2 * SLOTS - 2 - slots), keyframes)
+        slots = (streams.start[:, None] + self.frames) % (2 * FRAMES - 2)
+        keyframes = self._indices(random, FRAMES, len(slots), _some_keyframes(choice[0]))
+        window = self.window(pool, streams.take, torch.minimum(slots, 2 * FRAMES - 2 - slots), keyframes)
 
         latents = streams.latents
         if step == 0:
@@ -1029,7 +1060,7 @@ class Run:
 
     def _pixel_loss(self, pool: Pool, window: Window, x0: Tensor, frame: int) -> Tensor:
         """Of one frame of the second oldest chunk, after which little can change."""
-        picture = window.slots[:, frame] + ANSWERS.start
+        picture = window.slots[:, frame] + pool.first_answer
         weights = importance(pool.true_heads(window.take, picture), SIZE)
         decoded = self.running["vae"].decode(self._half(x0[:, :, frame] / LATENT_SCALE)).sample.float()
         difference = decoded - (pool.pixels(window.take, picture) * 2 - 1)
@@ -1172,7 +1203,7 @@ def measure_speed(run: Run, drawing: Drawing) -> None:
         total += seconds
         print(f"{stage.name}: {1000 * step:.1f} ms a step, {loading:.1f} s to load a pool, {seconds:.0f} s in all")
         run.stage += 1
-    print(f"drawing: {pool_seconds:.1f} s a pool of {run.plan.takes} takes; in all {total / 60:.1f} minutes")
+    print(f"drawing: {pool_seconds:.1f} s a pool; in all {total / 60:.1f} minutes")
 
 
 def _synchronize() -> None:
