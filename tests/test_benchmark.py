@@ -1,11 +1,15 @@
 """The benchmark from end to end, on the small networks: that it measures, not what."""
 
 import json
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from personalive_core import benchmark
 from personalive_core.cli import main
+from personalive_core.keyframes import KeyframeSettings
+from personalive_core.stream import Stream
 from tiny import tiny_pipeline
 
 
@@ -21,6 +25,28 @@ def test_it_runs_and_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert figures["frames_per_second"] == pytest.approx(4000 / figures["window"])
     assert figures["tflop_denoise"] == pytest.approx(1.23, abs=0.01)  # the published sizes at 128 x 128
     assert figures["memory_gb"] is None
+
+
+def test_the_window_that_is_timed_has_all_keyframes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    held = []
+
+    def step(stream, state, motion):
+        held.append(len(state.keyframes))
+        return Stream.step(stream, state, motion)
+
+    pipeline = tiny_pipeline()
+    monkeypatch.setattr(benchmark, "_timed", lambda function, _: (function(), 1.0)[1])
+    stream = pipeline.stream
+    monkeypatch.setattr(pipeline, "stream", lambda *given: watched(stream(*given), step))
+    reference = benchmark._reference(pipeline, 128)
+    clip = benchmark._write_clip(tmp_path / "driving.mp4", 128)
+    benchmark._parts(pipeline, reference, clip, 4, KeyframeSettings(limit=3, threshold=0.0))
+    assert held[-1] == 3
+
+
+def watched(stream: Stream, step) -> Stream:
+    stream.step = partial(step, stream)
+    return stream
 
 
 @pytest.mark.parametrize(

@@ -141,22 +141,16 @@ def test_all_but_what_the_model_does_not_use_has_a_gradient(begin, stage: str):
     for _ in range(4):  # branches that begin as nothing pass gradients on a step later, and they are nested
         run.train_step(pool)
     last = "up_blocks.1.attentions.1"
+    trained = run._parameters(run.networks)
     unused = [
-        f"{name}.{key}"
-        for name in run.now.networks
-        for key, parameter in run.networks[name].named_parameters()
-        if parameter.requires_grad
-        and (parameter.grad is None or not parameter.grad.any())
+        key
+        for key, parameter in zip(trained, run.optimizer.running, strict=True)
+        if (parameter.grad is None or not parameter.grad.any())
         and not any(part in key for part in (".attn2.to_q", ".attn2.to_k", "transformer_blocks.0.norm2"))
     ]
     kept = (f"reference_unet.{last}.norm", f"reference_unet.{last}.proj_in")
-    frozen = {
-        path
-        for path, module in run.networks["denoising_unet"].named_modules()
-        if any(not parameter.requires_grad for parameter in module.parameters(recurse=False))
-        and not isinstance(module, torch.nn.LayerNorm)
-    }
-    assert bool(frozen) == (stage == "single_pictures") and all(".temporal_modules." in path for path in frozen)
+    of_the_unet = [key for key in trained if key.startswith("denoising_unet.")]
+    assert of_the_unet and {".temporal_modules." in key for key in of_the_unet} == {stage == "windows"}
     assert [key for key in unused if not key.startswith(f"reference_unet.{last}") or key.startswith(kept)] == []
 
 

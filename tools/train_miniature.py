@@ -132,7 +132,7 @@ class Stage:
     kept: int = CHUNK  # frames of a take; the fewer, the more takes are drawn
     half: bool = True  # in 16-bit floats, on a GPU
     muon: bool = False  # for matrices, else AdamW for all
-    untouched: str | None = None  # what is in the names of parameters that stay as they are
+    temporal: bool = False  # the temporal modules alone, else all but these
 
 
 GENERATOR = ("reference_unet", "denoising_unet", "pose_guider", "image_encoder")
@@ -156,14 +156,13 @@ class Plan:
         Stage(
             "single_pictures",
             GENERATOR,
-            steps=8900,
+            steps=10000,
             batch=128,
             rate=2e-3,
-            pools=30,
+            pools=34,
             muon=True,
-            untouched=".temporal_modules.",
         ),
-        Stage("windows", GENERATOR, steps=3500, batch=16, rate=2e-4, pools=9, kept=FRAMES, muon=True),
+        Stage("windows", GENERATOR, steps=2500, batch=16, rate=1e-3, pools=6, kept=FRAMES, muon=True, temporal=True),
     )
     pictures: int = 67584  # drawn at a time, then used until the next are drawn
     workers: int = 15
@@ -464,6 +463,18 @@ def _same_size_in_all_directions(matrices: Tensor) -> Tensor:
     return (x.mT if is_tall else x).reshape(matrices.shape)
 
 
+class Nothing(nn.Module):
+    """In place of a temporal module that does nothing yet."""
+
+    def forward(self, h: Tensor, frames: int) -> Tensor:
+        return h
+
+
+def _leave_out_temporal_modules(unet: DenoisingUNet) -> None:
+    for level in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        level.temporal_modules = nn.ModuleList(Nothing() for _ in level.temporal_modules)
+
+
 class Generator(nn.Module):
     """The networks that make the pictures, as one function of tensors, which a GPU can replay as one graph."""
 
@@ -678,14 +689,25 @@ class Run:
         for name, network in self.networks.items():
             network.train(name in self.now.networks)
             network.requires_grad_(False)
+            if name in self.now.networks:
+                # Of all: PyTorch 2.13 crashes on a CPU in the backward pass of group norms whose weights need none.
+                for module in network.modules():
+                    if not isinstance(module, nn.LayerNorm):
+                        for parameter in module.parameters(recurse=False):
+                            parameter.requires_grad_(True)
         parameters = self._parameters(self.networks)
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
         self.is_half = self.now.half and self.device.type == "cuda"
-        # In 16-bit floats copies of the networks run; what is kept and changed is the originals.
+        # Copies of the networks run: in 16-bit floats, without what does nothing yet. What is kept and changed is the
+        # originals.
         self.running = self.networks
+        has_idle = self.now.networks == GENERATOR and not self.now.temporal
+        if self.is_half or has_idle:
+            self.running = copy.deepcopy(self.networks)
         if self.is_half:
-            self.running = {name: copy.deepcopy(network).half() for name, network in self.networks.items()}
+            for network in self.running.values():
+                network.half()
+        if has_idle:
+            _leave_out_temporal_modules(self.running["denoising_unet"])
         self.generators: dict[int, Generator] = {}
         running = list(self._parameters(self.running).values())
         self.optimizer = Optimizer(parameters, running, HALF_SCALE if self.is_half else 1.0, self.now.muon)
@@ -697,7 +719,7 @@ class Run:
             f"{name}.{path}.{key}": parameter
             for name in self.now.networks
             for path, module in networks[name].named_modules()
-            if not isinstance(module, nn.LayerNorm) and not (self.now.untouched and self.now.untouched in f".{path}.")
+            if not isinstance(module, nn.LayerNorm) and (".temporal_modules." in path) == self.now.temporal
             for key, parameter in module.named_parameters(recurse=False)
         }
 
