@@ -7,8 +7,9 @@ RUN keeps the checkpoint, the curves, the sample sheets and the log. Started aga
 it was: after `--stop-after`, after SIGTERM, after a crash. A step depends on its number alone, never on when it ran.
 
 Four stages: the autoencoder; the motion extractor and motion encoder, told the truth; both UNets, the pose guider and
-the image encoder on single pictures, then on windows of 16 frames, as at inference: at its noise levels, and going on
-from what they made before. Needs what `personalive[standalone]` needs and OpenCV; an estimated 23 minutes on one H100.
+the image encoder on single pictures; the temporal modules on windows of 16 frames. Both as at inference: at its noise
+levels, and going on from what was made before. Needs what `personalive[standalone]` needs and OpenCV; an estimated 23
+minutes on one H100.
 """
 
 import argparse
