@@ -220,13 +220,15 @@ def _parts(
 ) -> dict[str, float]:
     """Each part by itself, for four frames."""
     device, frames = pipeline.device, _read(clip)
-    motion, stream, state = None, pipeline.stream(reference, steps, settings), None
-    for _ in range(SETTLED):
-        chunk = np.stack(list(islice(frames, CHUNK)))
-        motion = pipeline.extract_motion(chunk, motion)  # another in each window, else it would be no keyframe
-        with torch.inference_mode():
-            state = state or stream.start(motion, seed=42)
+    chunk = np.stack(list(islice(frames, CHUNK)))
+    motion = pipeline.extract_motion(chunk)
+    stream = pipeline.stream(reference, steps, settings)
+    with torch.inference_mode():
+        state = stream.start(motion, seed=42)
+        for _ in range(SETTLED):
             latents = stream.step(state, motion)
+            chunk = np.stack(list(islice(frames, CHUNK)))
+            motion = pipeline.extract_motion(chunk, motion)  # the same again would be no keyframe
     pictures = pipeline.decode(latents)
     on_device = send(torch.from_numpy(pictures), device)
 
