@@ -443,8 +443,7 @@ class Optimizer:
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Muon is not for first and last layers, nor for that which lets the noise through."""
-    last_skip = ("up_blocks.1.resnets.1.conv_shortcut",)
-    others = ("conv_in", "conv_out", "time_embedding", ".embeddings.", *last_skip)
+    others = ("conv_in", "conv_out", "time_embedding", ".embeddings.", "up_blocks.1.resnets.1.conv_shortcut")
     return parameter.ndim >= 2 and not any(part in name for part in others)
 
 
@@ -688,14 +687,13 @@ class Run:
         if self.is_done:
             return
         for name, network in self.networks.items():
-            network.train(name in self.now.networks)
-            network.requires_grad_(False)
-            if name in self.now.networks:
-                # Of all: PyTorch 2.13 crashes on a CPU in the backward pass of group norms whose weights need none.
-                for module in network.modules():
-                    if not isinstance(module, nn.LayerNorm):
-                        for parameter in module.parameters(recurse=False):
-                            parameter.requires_grad_(True)
+            is_trained = name in self.now.networks
+            network.train(is_trained)
+            # All of it: PyTorch 2.13 crashes on a CPU in the backward pass of group norms whose weights need none.
+            network.requires_grad_(is_trained)
+            for module in network.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.requires_grad_(False)
         parameters = self._parameters(self.networks)
         self.is_half = self.now.half and self.device.type == "cuda"
         # Copies of the networks run: in 16-bit floats, without what does nothing yet. What is kept and changed is the
