@@ -124,12 +124,12 @@ def test_folding_the_scale_of_latents_keeps_the_pictures(monkeypatch):
     assert torch.allclose(scaled.std((0, 2, 3)), torch.ones(4), atol=1e-2)
 
 
-@pytest.mark.parametrize(("stage", "value", "steps"), [("motion", "points", 30), ("windows", "loss", 30)])
+@pytest.mark.parametrize(("stage", "value", "steps"), [("motion", "points", 30), ("windows", "loss", 16)])
 def test_it_learns(begin, stage: str, value: str, steps: int):
-    run = begin(only(stage, 400, rate=1e-3))
+    run = begin(only(stage, 400, rate=1.5e-2 if stage == "windows" else 1e-3))
     pool = run.load(DrawnHere().pool(0))
     losses = [float(run.train_step(pool)[value]) for _ in range(steps)]
-    assert sum(losses[-3:]) < 0.7 * sum(losses[1:4])  # the first windows are of right answers under noise
+    assert sum(losses[-3:]) < 0.5 * sum(losses[1:4])  # the first windows are of right answers under noise
 
 
 @pytest.mark.parametrize("stage", ["single_pictures", "windows"])
