@@ -268,6 +268,19 @@ def test_single_pictures_go_on_from_what_was_made_of_them(begin):
     assert ends > 8 and spared > 2 * last > 0
 
 
+@torch.no_grad()
+def test_single_pictures_leave_out_only_what_does_nothing(begin):
+    run, random = begin(only("single_pictures", 400)), torch.Generator().manual_seed(0)
+    for kept, running in zip(run.optimizer.parameters, run.optimizer.running, strict=True):
+        running.copy_(kept.add_(torch.randn(kept.shape, generator=random), alpha=0.02))
+    pool, slots = run.load(DrawnHere().pool(0)), torch.arange(4).expand(2, -1)
+    window = run.window(pool, torch.arange(2), slots, slots[:, :0])
+    given = (window.portraits, window.references, window.keypoint_map, window.motion_tokens, window.answers)
+    whole = train.Generator(run.networks)(*given, torch.full((4,), 333))
+    assert error(run.predict(window, window.answers, torch.full((4,), 333)), whole) < 1e-5
+    assert not any(".temporal_modules." in name for name, _ in run.running["denoising_unet"].named_parameters())
+
+
 def parameters_of(*shapes: tuple[int, ...]) -> dict[str, torch.nn.Parameter]:
     random = torch.Generator().manual_seed(0)
     return {f"layer{i}": torch.nn.Parameter(torch.randn(shape, generator=random)) for i, shape in enumerate(shapes)}
@@ -283,14 +296,20 @@ def test_without_muon_it_is_adamw_on_clipped_gradients():
     ours, theirs = (parameters_of((3,), (5, 4), (3,), (2, 3, 3, 3)) for _ in range(2))
     optimizer = train.Optimizer(ours, list(ours.values()), scale=8.0, muon=False)
     expected = torch.optim.AdamW(theirs.values(), lr=0.01, betas=(0.9, 0.99), weight_decay=0.01)
+    averages = [parameter.detach().clone() for parameter in theirs.values()]
     for step in range(5):
         give_gradients(list(ours.values()), step, scale=8.0)
         give_gradients(list(theirs.values()), step)
         torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
         optimizer.step(0.01)
         expected.step()
+        for average, parameter in zip(averages, theirs.values(), strict=True):
+            average.lerp_(parameter.detach(), 1 - (step + 2) / (step + 11))
     for name in ours:
         assert error(ours[name].data, theirs[name].data) < 1e-5
+    optimizer.use_average()
+    for average, parameter in zip(averages, ours.values(), strict=True):
+        assert error(parameter.data, average) < 1e-5
 
 
 def test_muon_learns_in_all_directions_alike():

@@ -127,7 +127,7 @@ class Stage:
     name: str  # of the method of `Run` that says what is wrong
     networks: tuple[str, ...]  # which are trained
     steps: int
-    batch: int  # pictures, or takes
+    batch: int  # pictures, or takes in the stages of the UNets
     rate: float  # of learning, at most
     pools: int  # how often new takes come
     kept: int = CHUNK  # frames of a take; the fewer, the more takes are drawn
@@ -141,7 +141,7 @@ GENERATOR = ("reference_unet", "denoising_unet", "pose_guider", "image_encoder")
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how large; the default is what the shipped weights were made with."""
+    """How long and how large; the default is what the command does."""
 
     stages: tuple[Stage, ...] = (
         Stage("autoencoder", ("vae",), steps=2500, batch=64, rate=1e-3, pools=5, muon=True),
@@ -632,9 +632,9 @@ class Streams:
     """Streams under way, B of them, or single pictures: what inference keeps from one window to the next."""
 
     take: Tensor  # (B,)
-    start: Tensor  # (B,) the take's slot at which the window begins
+    start: Tensor  # (B,) the take's frame at which the window begins; of pictures 0
     left: Tensor  # (B,) windows, of a picture steps, until it ends and another begins in its place
-    latents: Tensor  # (B, 4, 12, h, w), of a picture (B, 4, 1, h, w)
+    latents: Tensor  # (B, 4, 12, h, w), of pictures (B, 4, 4, h, w)
 
     def with_new(self, begun: "Streams") -> "Streams":
         """Those that have ended are replaced."""
@@ -1002,7 +1002,8 @@ class Run:
         do not see each other yet. An eighth of them go in eight steps."""
         steps = torch.where(torch.arange(self.now.batch, device=self.device) % 8 == 0, 8, 4)
         streams = self._next_pictures(pool, random, steps)
-        window = self.window(pool, streams.take, streams.start, keyframes=streams.start[:, :0])
+        slots = self.frames[:CHUNK].expand(self.now.batch, -1)
+        window = self.window(pool, streams.take, slots, keyframes=slots[:, :0])
         window.motion_tokens = rearrange(window.motion_tokens, "b f t c -> 1 (b f) t c")
         window.answers, window.weights, latents = (
             rearrange(x, "b c f h w -> 1 c (b f) h w") for x in (window.answers, window.weights, streams.latents)
@@ -1027,15 +1028,15 @@ class Run:
         """Those under way, and the portrait under noise in place of those that have come to their end. With a new pool,
         all are others, somewhere on the way."""
         batch = self.now.batch
-        take, slots = self._indices(random, len(pool.begins), batch), self.frames[:CHUNK].expand(batch, -1)
+        take = self._indices(random, len(pool.begins), batch)
         is_new_pool = self.streams is None or self.step % self.steps_per_pool == 0
         left = 1 + self._indices(random, 8, batch) % steps if is_new_pool else steps
         begins = (left == steps)[:, None, None, None, None]
-        clean = torch.where(begins, pool.latents[take, :1], pool.latents[take[:, None], 1 + slots])
+        clean = torch.where(begins, pool.latents[take, :1], pool.latents[take, 1 : 1 + CHUNK])
         clean = rearrange(clean, "b f c h w -> 1 c (b f) h w")
         levels = self._levels(steps, left).repeat_interleave(CHUNK)
         latents = self.schedule.add_noise(clean, self._noise(random, clean), levels)
-        begun = Streams(take, slots, left, rearrange(latents, "1 c (b f) h w -> b c f h w", f=CHUNK))
+        begun = Streams(take, torch.zeros_like(take), left, rearrange(latents, "1 c (b f) h w -> b c f h w", f=CHUNK))
         return begun if is_new_pool else self.streams.with_new(begun)
 
     def windows(self, pool: Pool, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -1202,14 +1203,14 @@ def export(networks: dict[str, nn.Module], folder: Path) -> None:
 
 def measure_speed(run: Run, drawing: Drawing) -> None:
     """Seconds a step of every stage, seconds a pool, and what the plan comes to."""
-    begun = time.perf_counter()
-    takes = drawing.pool(0)
-    drawing.pool(1)
-    pool_seconds = (time.perf_counter() - begun) / 2
+    pool_seconds = []
     total = 0.0
     for stage in run.plan.stages:
         run.step = 0
         run._begin_stage()
+        begun = time.perf_counter()
+        takes = drawing.pool(run.pool_number)
+        pool_seconds.append(time.perf_counter() - begun)
         begun = time.perf_counter()
         pool = run.load(takes)
         loading = time.perf_counter() - begun
@@ -1224,7 +1225,7 @@ def measure_speed(run: Run, drawing: Drawing) -> None:
         total += seconds
         print(f"{stage.name}: {1000 * step:.1f} ms a step, {loading:.1f} s to load a pool, {seconds:.0f} s in all")
         run.stage += 1
-    print(f"drawing: {pool_seconds:.1f} s a pool; in all {total / 60:.1f} minutes")
+    print(f"drawing: {pool_seconds[0]:.1f} s a pool; in all {total / 60:.1f} minutes")
 
 
 def _synchronize() -> None:
