@@ -40,9 +40,9 @@ def make_patcher(network: nn.Module, state_dict: dict[str, Tensor]):
 
 
 def can_capture(patcher) -> bool:
-    """Whether a network stands whole on a GPU that has CUDA graphs."""
-    parameters = patcher.model.parameters()
-    return gpu.can_capture(patcher.load_device) and all(p.device.type == "cuda" for p in parameters)
+    """Whether a network stands whole on a GPU that has CUDA graphs, with an attention that can be in one."""
+    is_whole = all(p.device.type == "cuda" for p in patcher.model.parameters())
+    return is_whole and optimized_attention is attention_pytorch and gpu.can_capture(patcher.load_device)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

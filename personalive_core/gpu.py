@@ -1,8 +1,11 @@
 """What keeps a CUDA GPU from waiting for the CPU."""
 
+import ctypes
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -72,32 +75,67 @@ class Captured:
     The first call runs as it is, which brings out what is only made once; the second captures. All calls take
     tensors of the same shapes and give a tensor, or a dataclass of tensors. What else the function uses must stay
     where it is in memory. Graphs captured on one `stream` share the workspace of their products, so those that may run
-    at the same time must be captured on different ones; None is the stream that PyTorch keeps for it.
+    at the same time must be captured on different ones; None is one that all others share.
     """
 
     def __init__(self, function: Callable[..., Any], stream: torch.cuda.Stream | None = None):
         self._function, self._stream = function, stream
-        self._warm = False
+        self._output: Any = None
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> Any:
-        if not self._warm:
-            self._warm = True
-            torch.cuda.empty_cache()  # what a graph before this one held
-            return self._function(*inputs)
+        if self._output is None:
+            self._output = self._run_once(inputs)
+            return _each(Tensor.clone, self._output)
         if self._graph is None:
             self._inputs = [x.clone() for x in inputs]
             torch.cuda.synchronize()  # no other work may be under way while a stream is captured
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._output = self._function(*self._inputs)
+                _each(Tensor.copy_, self._output, self._function(*self._inputs))
             self._graph = graph
         for mine, x in zip(self._inputs, inputs, strict=True):
             mine.copy_(x)
         self._graph.replay()
-        if is_dataclass(self._output) and not isinstance(self._output, type):
-            return replace(self._output, **{name: x.clone() for name, x in vars(self._output).items()})
-        return self._output.clone()
+        return _each(Tensor.clone, self._output)
+
+    def _run_once(self, inputs: tuple[Tensor, ...]) -> Any:
+        """On the stream of the capture, whose products then have their workspace: a capture must not allocate what
+        outlives its graph."""
+        torch.cuda.empty_cache()  # what a graph before this one held
+        if self._stream is None:
+            self._stream = _capture_stream(inputs[0].device)
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = self._function(*inputs)
+        current.wait_stream(self._stream)
+        return _each(Tensor.clone, result)
+
+    def __del__(self) -> None:
+        if self._graph is not None:
+            self._graph.reset()
+            _trim_graph_memory()
+
+
+@lru_cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _each(function: Callable[..., Tensor], result: Any, *others: Any) -> Any:
+    """Of a tensor, or of each field of a dataclass of tensors, and the same of others."""
+    if not is_dataclass(result) or isinstance(result, type):
+        return function(result, *others)
+    fields = ((name, function(x, *(getattr(other, name) for other in others))) for name, x in vars(result).items())
+    return replace(result, **dict(fields))
+
+
+def _trim_graph_memory() -> None:
+    """What cudaMallocAsync keeps for graphs that are gone is nobody's else, and PyTorch has no way to give it back."""
+    if torch.cuda.get_allocator_backend() == "cudaMallocAsync":
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        driver.cuDeviceGraphMemTrim(torch.cuda.current_device())
 
 
 class CapturedNetwork:
@@ -115,8 +153,5 @@ class CapturedNetwork:
 
 
 def can_capture(device: torch.device) -> bool:
-    """Whether a CUDA graph can be trusted here: over cudaMallocAsync, which hosts choose, the window's graph ends in an
-    illegal memory access (PyTorch 2.11), and AMD's have not been tried."""
-    if torch.version.cuda is None or device.type != "cuda":
-        return False
-    return torch.cuda.get_allocator_backend() == "native"
+    """Whether a CUDA graph can be trusted here: AMD's have not been tried."""
+    return torch.version.cuda is not None and device.type == "cuda"

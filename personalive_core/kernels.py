@@ -1,6 +1,8 @@
 """Triton kernels for what PyTorch leaves unfused; `fused` chooses between them and their plain twins.
 
-Pictures are channels-last throughout: (N, rows, C) in memory, with rows = H x W.
+Pictures are channels-last throughout: (N, rows, C) in memory, with rows = H x W. Tensors go to the kernels as
+addresses: of a tensor itself Triton asks the driver where it is, and the driver does not know yet what cudaMallocAsync
+gives out while a CUDA graph is captured.
 """
 
 import torch
@@ -12,10 +14,26 @@ CHANNELS = 64  # that one program reads of each row
 ROWS = 64  # that it reads at a time
 
 
+def _launch(kernel, grid: tuple[int, ...], *arguments: Tensor | float | None, **constants) -> None:
+    """Start `kernel` with DTYPE, that of the tensors among the arguments."""
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    (dtype,) = {x.dtype for x in tensors}
+    addresses = (x.data_ptr() if isinstance(x, Tensor) else x for x in arguments)
+    kernel[grid](*addresses, DTYPE=getattr(tl, str(dtype).removeprefix("torch.")), **constants)
+
+
 @triton.jit
-def _channel_sums(x, sums, rows, channels, rows_each, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+def _at(address, DTYPE: tl.constexpr):
+    return address.to(tl.pointer_type(DTYPE))
+
+
+@triton.jit
+def _channel_sums(
+    x, sums, rows, channels, rows_each, DTYPE: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
     """Sum and sum of squares of a slice of the rows, by channel, relative to the picture's first pixel (a large mean
     would cost the squares their precision)."""
+    x, sums = _at(x, DTYPE), _at(sums, tl.float32)
     n, part, parts = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
@@ -38,9 +56,12 @@ def _channel_sums(x, sums, rows, channels, rows_each, ROWS: tl.constexpr, CHANNE
 @triton.jit
 def _group_affine(
     x, sums, row, shift, weight, bias, affine, rows, channels, eps,
-    HAS_ROW: tl.constexpr, HAS_SHIFT: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    DTYPE: tl.constexpr, HAS_ROW: tl.constexpr, HAS_SHIFT: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
 ):  # fmt: skip
     """From the sums to what the norm multiplies each channel of each picture by, and adds."""
+    x, weight, bias = _at(x, DTYPE), _at(weight, DTYPE), _at(bias, DTYPE)
+    sums, affine = _at(sums, tl.float32), _at(affine, tl.float32)
     n, group = tl.program_id(1).to(tl.int64), tl.program_id(0)
     i = tl.arange(0, PADDED)
     channel = group * WIDTH + i
@@ -50,9 +71,9 @@ def _group_affine(
     squares = tl.sum(tl.load(part + 1, mask=inside[None, :], other=0), 0)
     added = tl.zeros((PADDED,), tl.float32)
     if HAS_ROW:
-        added += tl.load(row + channel, mask=inside, other=0).to(tl.float32)
+        added += tl.load(_at(row, DTYPE) + channel, mask=inside, other=0).to(tl.float32)
     if HAS_SHIFT:
-        added += tl.load(shift + n * channels + channel, mask=inside, other=0).to(tl.float32)
+        added += tl.load(_at(shift, DTYPE) + n * channels + channel, mask=inside, other=0).to(tl.float32)
     mean = tl.load(x + n * rows * channels + channel, mask=inside, other=0).to(tl.float32) + total / rows + added
     group_mean = tl.sum(tl.where(inside, mean, 0), 0) / WIDTH
     apart = tl.where(inside, mean - group_mean, 0)
@@ -65,8 +86,10 @@ def _group_affine(
 
 @triton.jit
 def _apply_affine(
-    x, affine, out, rows, channels, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+    x, affine, out, rows, channels,
+    DTYPE: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
+    x, affine, out = _at(x, DTYPE), _at(affine, tl.float32), _at(out, DTYPE)
     n = tl.program_id(2).to(tl.int64)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -78,7 +101,7 @@ def _apply_affine(
     y = tl.load(x + place, mask=mask, other=0).to(tl.float32) * scale + offset
     if SILU:
         y = y * tl.sigmoid(y)
-    tl.store(out + place, y.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + place, y.to(DTYPE), mask=mask)
 
 
 def group_norm(
@@ -101,45 +124,53 @@ def group_norm(
     out = torch.empty_like(x)
     blocks = triton.cdiv(channels, CHANNELS)
     # Measured on one H200: small tiles in many programs keep the most reads in flight.
-    _channel_sums[triton.cdiv(channels, 128), parts, n](x, sums, rows, channels, rows_each, ROWS=16, CHANNELS=128)
-    _group_affine[groups, n](
-        x, sums, row, shift, weight, bias, affine, rows, channels, eps,
+    _launch(
+        _channel_sums, (triton.cdiv(channels, 128), parts, n),
+        x, sums.data_ptr(), rows, channels, rows_each, ROWS=16, CHANNELS=128,
+    )  # fmt: skip
+    _launch(
+        _group_affine, (groups, n),
+        x, sums.data_ptr(), row, shift, weight, bias, affine.data_ptr(), rows, channels, eps,
         HAS_ROW=row is not None, HAS_SHIFT=shift is not None, PARTS=parts, WIDTH=channels // groups,
         PADDED=triton.next_power_of_2(channels // groups), num_warps=1,
     )  # fmt: skip
-    _apply_affine[blocks, triton.cdiv(rows, ROWS), n](
-        x, affine, out, rows, channels, SILU=silu, ROWS=ROWS, CHANNELS=CHANNELS
-    )
+    _launch(
+        _apply_affine, (blocks, triton.cdiv(rows, ROWS), n),
+        x, affine.data_ptr(), out, rows, channels, SILU=silu, ROWS=ROWS, CHANNELS=CHANNELS,
+    )  # fmt: skip
     return out
 
 
 @triton.jit
-def _add(x, delta, row, out, tokens, width, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
+def _add(x, delta, row, out, tokens, width, DTYPE: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
+    x, delta, row, out = _at(x, DTYPE), _at(delta, DTYPE), _at(row, DTYPE), _at(out, DTYPE)
     token = tl.program_id(1).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
     i = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)[None, :]
     mask = (token < tokens) & (i < width)
     y = tl.load(x + token * width + i, mask=mask, other=0).to(tl.float32)
     y += tl.load(delta + token * width + i, mask=mask, other=0).to(tl.float32)
     y += tl.load(row + i, mask=i < width, other=0).to(tl.float32)
-    tl.store(out + token * width + i, y.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + token * width + i, y.to(DTYPE), mask=mask)
 
 
 def add(x: Tensor, delta: Tensor, row: Tensor) -> Tensor:
     n, channels, height, width = x.shape
     x, delta = (t.contiguous(memory_format=torch.channels_last) for t in (x, delta))
     out, pixels = torch.empty_like(x), n * height * width
-    _add[triton.cdiv(channels, CHANNELS), triton.cdiv(pixels, ROWS)](
-        x, delta, row, out, pixels, channels, TOKENS=ROWS, WIDTH=CHANNELS
-    )
+    _launch(
+        _add, (triton.cdiv(channels, CHANNELS), triton.cdiv(pixels, ROWS)),
+        x, delta, row, out, pixels, channels, TOKENS=ROWS, WIDTH=CHANNELS,
+    )  # fmt: skip
     return out
 
 
 @triton.jit
 def _add_layer_norm(
     h, delta, row, weight, bias, positions, total, out, tokens, width, per_frame, frames, eps,
-    HAS_DELTA: tl.constexpr, HAS_ROW: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    DTYPE: tl.constexpr, HAS_DELTA: tl.constexpr, HAS_ROW: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     TOKENS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    h, weight, bias, out = _at(h, DTYPE), _at(weight, DTYPE), _at(bias, DTYPE), _at(out, DTYPE)
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
     i = tl.arange(0, WIDTH)[None, :]
     inside = i < width
@@ -147,12 +178,12 @@ def _add_layer_norm(
     place = token * width + i
     x = tl.load(h + place, mask=mask, other=0).to(tl.float32)
     if HAS_DELTA:
-        x += tl.load(delta + place, mask=mask, other=0).to(tl.float32)
+        x += tl.load(_at(delta, DTYPE) + place, mask=mask, other=0).to(tl.float32)
     if HAS_ROW:
-        x += tl.load(row + i, mask=inside, other=0).to(tl.float32)
+        x += tl.load(_at(row, DTYPE) + i, mask=inside, other=0).to(tl.float32)
     if HAS_DELTA or HAS_ROW:
-        x = x.to(total.dtype.element_ty)
-        tl.store(total + place, x, mask=mask)
+        x = x.to(DTYPE)
+        tl.store(_at(total, DTYPE) + place, x, mask=mask)
         x = x.to(tl.float32)
     mean = tl.sum(x, 1)[:, None] / width
     apart = tl.where(inside, x - mean, 0)
@@ -161,8 +192,8 @@ def _add_layer_norm(
     y += tl.load(bias + i, mask=inside, other=0).to(tl.float32)
     if HAS_POSITIONS:
         frame = (token // per_frame) % frames
-        y += tl.load(positions + frame * width + i, mask=mask, other=0).to(tl.float32)
-    tl.store(out + place, y.to(out.dtype.element_ty), mask=mask)
+        y += tl.load(_at(positions, DTYPE) + frame * width + i, mask=mask, other=0).to(tl.float32)
+    tl.store(out + place, y.to(DTYPE), mask=mask)
 
 
 def add_layer_norm(
@@ -181,7 +212,8 @@ def add_layer_norm(
     padded = triton.next_power_of_2(width)
     each = max(1, 2048 // padded)
     tokens = h.numel() // width
-    _add_layer_norm[(triton.cdiv(tokens, each),)](
+    _launch(
+        _add_layer_norm, (triton.cdiv(tokens, each),),
         h, None if delta is None else delta.contiguous(), row, weight, bias, positions, total, out,
         tokens, width, h.shape[1], 1 if positions is None else len(positions), eps,
         HAS_DELTA=delta is not None, HAS_ROW=row is not None, HAS_POSITIONS=positions is not None,
@@ -191,14 +223,15 @@ def add_layer_norm(
 
 
 @triton.jit
-def _geglu(x, out, tokens, width, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
+def _geglu(x, out, tokens, width, DTYPE: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
+    x, out = _at(x, DTYPE), _at(out, DTYPE)
     token = tl.program_id(1).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
     i = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)[None, :]
     mask = (token < tokens) & (i < width)
     value = tl.load(x + token * 2 * width + i, mask=mask, other=0).to(tl.float32)
     gate = tl.load(x + token * 2 * width + width + i, mask=mask, other=0).to(tl.float32)
     y = value * 0.5 * gate * (1 + tl.erf(gate * 0.7071067811865476))
-    tl.store(out + token * width + i, y.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + token * width + i, y.to(DTYPE), mask=mask)
 
 
 def geglu(x: Tensor) -> Tensor:
@@ -206,12 +239,15 @@ def geglu(x: Tensor) -> Tensor:
     x = x.contiguous()
     out = x.new_empty((*x.shape[:-1], width))
     tokens = out.numel() // width
-    _geglu[triton.cdiv(width, 256), triton.cdiv(tokens, 8)](x, out, tokens, width, TOKENS=8, WIDTH=256)
+    _launch(_geglu, (triton.cdiv(width, 256), triton.cdiv(tokens, 8)), x, out, tokens, width, TOKENS=8, WIDTH=256)
     return out
 
 
 @triton.jit
-def _join(own, shared, out, tokens, more, width, stride, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
+def _join(
+    own, shared, out, tokens, more, width, stride, DTYPE: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    own, shared, out = _at(own, DTYPE), _at(shared, DTYPE), _at(out, DTYPE)
     n = tl.program_id(2).to(tl.int64)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)[:, None]
     i = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -226,14 +262,18 @@ def join(own: Tensor, shared: Tensor) -> Tensor:
     batch, tokens, width = own.shape
     more = shared.shape[1]
     out = own.new_empty((batch, tokens + more, width))
-    _join[triton.cdiv(width, CHANNELS), triton.cdiv(tokens + more, ROWS), batch](
-        own, shared.contiguous(), out, tokens, more, width, own.stride(1), TOKENS=ROWS, WIDTH=CHANNELS
-    )
+    _launch(
+        _join, (triton.cdiv(width, CHANNELS), triton.cdiv(tokens + more, ROWS), batch),
+        own, shared.contiguous(), out, tokens, more, width, own.stride(1), TOKENS=ROWS, WIDTH=CHANNELS,
+    )  # fmt: skip
     return out
 
 
 @triton.jit
-def _interleave(x, row, out, height, width, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+def _interleave(
+    x, row, out, height, width, channels, DTYPE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
+    x, row, out = _at(x, DTYPE), _at(row, DTYPE), _at(out, DTYPE)
     n = tl.program_id(2).to(tl.int64)
     pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)[:, None]
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
@@ -243,7 +283,7 @@ def _interleave(x, row, out, height, width, channels, PIXELS: tl.constexpr, CHAN
     value = tl.load(x + (source * 4 + i % 2 * 2 + j % 2) * channels + channel, mask=mask, other=0).to(tl.float32)
     value += tl.load(row + channel, mask=channel < channels, other=0).to(tl.float32)
     place = (n * 4 * height * width + pixel) * channels + channel
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + place, value.to(DTYPE), mask=mask)
 
 
 def interleave(x: Tensor, row: Tensor) -> Tensor:
@@ -252,18 +292,20 @@ def interleave(x: Tensor, row: Tensor) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     shape = (n, channels, 2 * height, 2 * width)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    _interleave[triton.cdiv(channels, CHANNELS), triton.cdiv(4 * height * width, ROWS), n](
-        x, row, out, height, width, channels, PIXELS=ROWS, CHANNELS=CHANNELS
-    )
+    _launch(
+        _interleave, (triton.cdiv(channels, CHANNELS), triton.cdiv(4 * height * width, ROWS), n),
+        x, row, out, height, width, channels, PIXELS=ROWS, CHANNELS=CHANNELS,
+    )  # fmt: skip
     return out
 
 
 @triton.jit
 def _temporal_attention(
     q, k, v, out, pixels, width, stride, scale,
-    FRAMES: tl.constexpr, PIXELS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr,
+    DTYPE: tl.constexpr, FRAMES: tl.constexpr, PIXELS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """A few pixels' frames at once as one small attention, in which a pixel sees itself alone."""
+    q, k, v, out = _at(q, DTYPE), _at(k, DTYPE), _at(v, DTYPE), _at(out, DTYPE)
     row = tl.arange(0, PIXELS * FRAMES)
     pixel = tl.program_id(1) * PIXELS + row // FRAMES
     i = tl.arange(0, PADDED)
@@ -276,9 +318,9 @@ def _temporal_attention(
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
     scores = tl.where((row // FRAMES)[:, None] == (row // FRAMES)[None, :], scores, float("-inf"))
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-    result = tl.dot(weights.to(values.dtype), values, input_precision="ieee") / tl.sum(weights, 1)[:, None]
+    result = tl.dot(weights.to(DTYPE), values, input_precision="ieee") / tl.sum(weights, 1)[:, None]
     place = token[:, None] * width + tl.program_id(0) * HEAD + i[None, :]
-    tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + place, result.to(DTYPE), mask=mask)
 
 
 LOG2_E = 1.4426950408889634
@@ -288,7 +330,8 @@ def temporal_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int)
     batch, pixels, width = q.shape
     head, out = width // heads, q.new_empty(q.shape)
     together = max(1, 64 // frames)
-    _temporal_attention[heads, triton.cdiv(pixels, together), batch // frames](
+    _launch(
+        _temporal_attention, (heads, triton.cdiv(pixels, together), batch // frames),
         q, k, v, out, pixels, width, q.stride(1), head**-0.5 * LOG2_E,
         FRAMES=frames, PIXELS=together, HEAD=head, PADDED=max(16, triton.next_power_of_2(head)),
     )  # fmt: skip
@@ -298,8 +341,9 @@ def temporal_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int)
 @triton.jit
 def _few_keys_attention(
     q, k, v, out, tokens, width, scale,
-    TOKENS: tl.constexpr, KEYS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr,
+    DTYPE: tl.constexpr, TOKENS: tl.constexpr, KEYS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
+    q, k, v, out = _at(q, DTYPE), _at(k, DTYPE), _at(v, DTYPE), _at(out, DTYPE)
     n, head = tl.program_id(2).to(tl.int64), tl.program_id(0)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     i = tl.arange(0, PADDED)
@@ -311,15 +355,16 @@ def _few_keys_attention(
     values = tl.load(v + key_place, mask=(i < HEAD)[None, :], other=0)
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-    result = tl.dot(weights.to(values.dtype), values, input_precision="ieee") / tl.sum(weights, 1)[:, None]
-    tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
+    result = tl.dot(weights.to(DTYPE), values, input_precision="ieee") / tl.sum(weights, 1)[:, None]
+    tl.store(out + place, result.to(DTYPE), mask=mask)
 
 
 def few_keys_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     batch, tokens, width = q.shape
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     head, out = width // heads, torch.empty_like(q)
-    _few_keys_attention[heads, triton.cdiv(tokens, 64), batch](
+    _launch(
+        _few_keys_attention, (heads, triton.cdiv(tokens, 64), batch),
         q, k, v, out, tokens, width, head**-0.5 * LOG2_E,
         TOKENS=64, KEYS=k.shape[1], HEAD=head, PADDED=max(16, triton.next_power_of_2(head)),
     )  # fmt: skip

@@ -157,10 +157,10 @@ class Plan:
         Stage(
             "single_pictures",
             GENERATOR,
-            steps=10000,
+            steps=11000,
             batch=128,
             rate=2e-3,
-            pools=34,
+            pools=30,
             muon=True,
         ),
         Stage("windows", GENERATOR, steps=2500, batch=16, rate=1e-3, pools=6, kept=FRAMES, muon=True, temporal=True),
@@ -766,7 +766,8 @@ class Run:
             if self.step % 50 == 0 or self.step == self.now.steps:
                 now = time.perf_counter()
                 self.seconds, begun = self.seconds + now - begun, now
-                values = {name: round(float(value), 6) for name, value in values.items()}
+                values = {name: float(value) for name, value in values.items()}
+                values = {name: round(value, 6) for name, value in values.items() if not math.isnan(value)}
                 self.history.append((self.now.name, self.step, values))
                 log(f"{self.now.name} {self.step}/{self.now.steps} {self.seconds:.0f} s {json.dumps(values)}")
             if self.step == self.now.steps:
