@@ -12,7 +12,7 @@ from personalive_core.standalone import Pipeline
 SIZE = 128
 PORTRAIT_POSE = Pose(smile=0.2)
 # Fails too when it is reached, so that nobody forgets to ask for it from then on.
-interim = pytest.mark.xfail(strict=True, reason="the weights are of a trial run: see docs/miniature.md")
+interim = pytest.mark.xfail(strict=True, reason="not reached by these weights: see docs/miniature.md")
 
 
 @dataclass(frozen=True)

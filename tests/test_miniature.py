@@ -55,7 +55,6 @@ def test_the_example_is_drawn_from_its_seeds(tmp_path):
                 assert a.time == b.time and psnr(a.pixels, b.pixels) > 35
 
 
-@interim
 def test_it_is_far_nearer_to_the_right_answer_than_the_portrait(cases, results):
     gains = [
         score(result, case.answers) - score([case.portrait] * len(result), case.answers)
@@ -93,7 +92,9 @@ def through_autoencoder(pipeline: Pipeline, picture: np.ndarray) -> np.ndarray:
     return pipeline.decode(latents[:, :, None])[0]
 
 
-@pytest.mark.parametrize(("name", "least"), [("yaw", 0.9), ("mouth", 0.9), ("blink", 0.8), ("gaze_x", 0.8)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("yaw", 0.9), pytest.param("mouth", 0.9, marks=interim), ("blink", 0.8), ("gaze_x", 0.8)]
+)
 def test_it_follows_the_driver(cases, measured, name: str, least: float):
     """Re-measured from the result; the gaze where the driver's eyes are open."""
     driver = np.concatenate([curve(case.poses[::EVERY], name) for case in cases])
@@ -120,7 +121,6 @@ def test_it_stays_the_same_character(cases, results):
                 assert np.abs(found[there].mean(0) - answers[there].mean(0)).max() < 12
 
 
-@interim
 def test_it_does_not_flicker(pipeline, cases, results):
     """It changes from frame to frame as the right answer does, and hardly at all when the driver rests."""
 

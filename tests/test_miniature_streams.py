@@ -7,7 +7,7 @@ import torch
 pytest.importorskip("cv2", reason="faces are drawn by OpenCV (opencv-python-headless)")
 pytest.importorskip("diffusers", reason="the standalone pipeline needs diffusers")
 
-from cases import SIZE, Case, animated, interim, score
+from cases import SIZE, Case, animated, score
 from measure import measure
 from personalive_core.adjust import Strength
 from personalive_core.drawn import Pose, draw, random_character
@@ -85,7 +85,6 @@ def test_keyframes_cost_nothing(pipeline):
     assert score(with_them, case.answers) > score(without, case.answers) - 1
 
 
-@interim
 def test_strength_is_how_far_it_moves(pipeline):
     """Rotation at 0, 0.5 and 1 turns the head so much of the way."""
     case = Case.drawn(107, 1)

@@ -8,8 +8,8 @@ it was: after `--stop-after`, after SIGTERM, after a crash. A step depends on it
 
 Four stages: the autoencoder; the motion extractor and motion encoder, told the truth; both UNets, the pose guider and
 the image encoder on single pictures; the temporal modules on windows of 16 frames. Both as at inference: at its noise
-levels, and going on from what was made before. Needs what `personalive[standalone]` needs and OpenCV; an estimated 23
-minutes on one H100.
+levels, and going on from what was made before. Needs what `personalive[standalone]` needs and OpenCV; 22 minutes on one
+H200.
 """
 
 import argparse
