@@ -105,7 +105,7 @@ class Captured:
         torch.cuda.empty_cache()  # what a graph before this one held
         if self._stream is None:
             self._stream = _capture_stream(inputs[0].device)
-        current = torch.cuda.current_stream()
+        current = torch.cuda.current_stream(inputs[0].device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             result = self._function(*inputs)
@@ -115,7 +115,7 @@ class Captured:
     def __del__(self) -> None:
         if self._graph is not None:
             self._graph.reset()
-            _trim_graph_memory()
+            _trim_graph_memory(self._inputs[0].device)
 
 
 @lru_cache
@@ -131,11 +131,11 @@ def _each(function: Callable[..., Tensor], result: Any, *others: Any) -> Any:
     return replace(result, **dict(fields))
 
 
-def _trim_graph_memory() -> None:
+def _trim_graph_memory(device: torch.device) -> None:
     """What cudaMallocAsync keeps for graphs that are gone is nobody's else, and PyTorch has no way to give it back."""
     if torch.cuda.get_allocator_backend() == "cudaMallocAsync":
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        driver.cuDeviceGraphMemTrim(torch.cuda.current_device())
+        driver.cuDeviceGraphMemTrim(device.index)
 
 
 class CapturedNetwork:
