@@ -16,7 +16,7 @@ ROWS = 64  # that it reads at a time
 
 def _launch(kernel, grid: tuple[int, ...], *arguments: Tensor | float | None, **constants) -> None:
     """Start `kernel` with DTYPE, that of the tensors among the arguments. ValueError if 16 bytes do not divide an
-    address: read number by number, a window would take a tenth longer."""
+    address: kernels read and write so many at a time."""
     tensors = [x for x in arguments if isinstance(x, Tensor)]
     (dtype,) = {x.dtype for x in tensors}
     if any(x.data_ptr() % 16 for x in tensors):
