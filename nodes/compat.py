@@ -40,7 +40,7 @@ def make_patcher(network: nn.Module, state_dict: dict[str, Tensor]):
 
 
 def can_capture(patcher) -> bool:
-    """Whether a network stands whole on a GPU that has CUDA graphs, with an attention that can be in one."""
+    """Whether a network stands whole on a GPU that has CUDA graphs, with an attention that was tried in one."""
     is_whole = all(p.device.type == "cuda" for p in patcher.model.parameters())
     return is_whole and optimized_attention is attention_pytorch and gpu.can_capture(patcher.load_device)
 

@@ -110,4 +110,5 @@ def test_graphs_over_the_allocator_that_hosts_choose():
         capture_output=True,
         text=True,
     )
-    assert "2 passed" in result.stdout, result.stdout + result.stderr
+    # What is wrong with a graph's memory may come out only when the process ends.
+    assert "2 passed" in result.stdout and result.returncode == 0, result.stdout + result.stderr
