@@ -8,7 +8,7 @@ import torch
 cv2 = pytest.importorskip("cv2", reason="faces are drawn by OpenCV (opencv-python-headless)")
 pytest.importorskip("diffusers", reason="the standalone pipeline needs diffusers")
 
-from cases import PORTRAIT_POSE, SIZE, Case, animated, interim, score  # noqa: E402
+from cases import PORTRAIT_POSE, SIZE, Case, animated, score  # noqa: E402
 from measure import correlation, curve, measure_video, psnr, ssim  # noqa: E402
 from personalive_core.config import LATENT_SCALE  # noqa: E402
 from personalive_core.drawn import Pose, draw, perform, random_character, right_answer  # noqa: E402
@@ -60,18 +60,18 @@ def test_it_is_far_nearer_to_the_right_answer_than_the_portrait(cases, results):
         score(result, case.answers) - score([case.portrait] * len(result), case.answers)
         for case, result in zip(cases, results, strict=True)
     ]
-    assert np.mean(gains) >= 5
+    assert np.mean(gains) >= 8
     likeness = [
         ssim(r, a)
         for case, result in zip(cases, results, strict=True)
         for r, a in zip(result, case.answers, strict=True)
     ]
     still = [ssim(case.portrait, a) for case in cases for a in case.answers]
-    assert np.mean(likeness) > np.mean(still) + 0.05
+    assert np.mean(likeness) > np.mean(still) + 0.2
 
 
 def test_it_does_not_look_up_what_it_was_trained_on(pipeline, cases, results):
-    """At least 3 dB better than the autoencoder's picture of the nearest of 2000 training frames."""
+    """At least 9 dB better than the autoencoder's picture of the nearest of 2000 training frames."""
     known = [draw(random_character(SEEN + i // 2), perform(SEEN + i, 1)[0], SIZE) for i in range(2000)]
     small = np.stack([cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA) for picture in known]).astype(
         np.float32
@@ -82,7 +82,7 @@ def test_it_does_not_look_up_what_it_was_trained_on(pipeline, cases, results):
             wanted = cv2.resize(answer, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
             nearest = known[int(((small - wanted) ** 2).sum((1, 2, 3)).argmin())]
             gains.append(psnr(found, answer) - psnr(through_autoencoder(pipeline, nearest), answer))
-    assert np.mean(gains) >= 3
+    assert np.mean(gains) >= 9
 
 
 def through_autoencoder(pipeline: Pipeline, picture: np.ndarray) -> np.ndarray:
@@ -92,9 +92,7 @@ def through_autoencoder(pipeline: Pipeline, picture: np.ndarray) -> np.ndarray:
     return pipeline.decode(latents[:, :, None])[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "least"), [("yaw", 0.9), pytest.param("mouth", 0.9, marks=interim), ("blink", 0.8), ("gaze_x", 0.8)]
-)
+@pytest.mark.parametrize(("name", "least"), [("yaw", 0.98), ("mouth", 0.9), ("blink", 0.98), ("gaze_x", 0.98)])
 def test_it_follows_the_driver(cases, measured, name: str, least: float):
     """Re-measured from the result; the gaze where the driver's eyes are open."""
     driver = np.concatenate([curve(case.poses[::EVERY], name) for case in cases])
@@ -105,7 +103,6 @@ def test_it_follows_the_driver(cases, measured, name: str, least: float):
     assert correlation(driver, result) >= least
 
 
-@interim
 def test_it_stays_the_same_character(cases, results):
     """Nearer to its own drawing than to that of twelve others in the same pose, and of its own colours."""
     others = [random_character(seed) for seed in range(300, 312)]
@@ -118,7 +115,7 @@ def test_it_stays_the_same_character(cases, results):
         for colour in (case.character.skin, case.character.clothes, case.character.background):
             there = np.abs(answers - colour).max(-1) < 24
             if there.sum() > 500:
-                assert np.abs(found[there].mean(0) - answers[there].mean(0)).max() < 12
+                assert np.abs(found[there].mean(0) - answers[there].mean(0)).max() < 10
 
 
 def test_it_does_not_flicker(pipeline, cases, results):
@@ -128,7 +125,7 @@ def test_it_does_not_flicker(pipeline, cases, results):
         return float(np.abs(np.diff(np.stack(pictures).astype(float), n=2, axis=0)).mean())
 
     ratios = [unrest(result) / unrest(case.answers) for case, result in zip(cases, results, strict=True)]
-    assert np.mean(ratios) < 1.5
+    assert np.mean(ratios) < 1.3
     case = cases[0]
     resting = Case(case.character, case.portrait, case.poses[:1] * 20, case.driving[:1] * 20, case.answers[:1] * 20)
     assert np.abs(np.diff(np.stack(animated(pipeline, resting)).astype(float), axis=0)).mean() < 2

@@ -68,12 +68,12 @@ def test_another_seed_is_another_take_of_the_same(pipeline, short):
     other = animated(pipeline, case, seed=7)
     assert not np.array_equal(other, result)
     assert abs(score(other, case.answers) - score(result, case.answers)) < 0.7
-    assert score(other, result) > 26
+    assert score(other, result) > 38
 
 
 def test_eight_steps_lose_little(pipeline, short):
     case, result = short
-    assert score(animated(pipeline, case, steps=8), case.answers) > score(result, case.answers) - 1.5
+    assert score(animated(pipeline, case, steps=8), case.answers) > score(result, case.answers) - 1
 
 
 def test_keyframes_cost_nothing(pipeline):
@@ -95,4 +95,4 @@ def test_strength_is_how_far_it_moves(pipeline):
     for rotation in (0.0, 0.5, 1.0):
         strength = Strength(rotation=rotation, relative=False)
         yaws.append(measure(case.character, animated(pipeline, case, strength=strength)[-1]).yaw)
-    assert yaws == pytest.approx([0, 12, 24], abs=5)
+    assert yaws == pytest.approx([0, 12, 24], abs=3)

@@ -126,7 +126,7 @@ def test_folding_the_scale_of_latents_keeps_the_pictures(monkeypatch):
 
 @pytest.mark.parametrize(("stage", "value", "steps"), [("motion", "points", 30), ("windows", "loss", 16)])
 def test_it_learns(begin, stage: str, value: str, steps: int):
-    run = begin(only(stage, 400, rate=1.5e-2 if stage == "windows" else 1e-3))
+    run = begin(only(stage, 400, rate=1.5e-2 if stage == "windows" else 4e-3))
     pool = run.load(DrawnHere().pool(0))
     losses = [float(run.train_step(pool)[value]) for _ in range(steps)]
     assert sum(losses[-3:]) < 0.5 * sum(losses[1:4])  # the first windows are of right answers under noise
@@ -292,9 +292,9 @@ def give_gradients(parameters: list[torch.nn.Parameter], step: int, scale: float
         parameter.grad = scale * torch.randn(parameter.shape, generator=random)
 
 
-def test_without_muon_it_is_adamw_on_clipped_gradients():
-    ours, theirs = (parameters_of((3,), (5, 4), (3,), (2, 3, 3, 3)) for _ in range(2))
-    optimizer = train.Optimizer(ours, list(ours.values()), scale=8.0, muon=False)
+def test_vectors_learn_by_adamw_on_clipped_gradients():
+    ours, theirs = (parameters_of((3,), (4,), (3,), (500,)) for _ in range(2))
+    optimizer = train.Optimizer(ours, list(ours.values()), scale=8.0)
     expected = torch.optim.AdamW(theirs.values(), lr=0.01, betas=(0.9, 0.99), weight_decay=0.01)
     averages = [parameter.detach().clone() for parameter in theirs.values()]
     for step in range(5):
@@ -319,7 +319,7 @@ def test_muon_learns_in_all_directions_alike():
     parameters = parameters_of((8, 3, 2, 2))
     (weight,) = parameters.values()
     before = weight.data.clone()
-    optimizer = train.Optimizer(parameters, [weight], scale=1.0, muon=True)
+    optimizer = train.Optimizer(parameters, [weight], scale=1.0)
     weight.grad = ((left * sizes) @ right.T).reshape(weight.shape)
     optimizer.step(0.01)
     change = (before * (1 - 0.1 * 0.01) - weight.data).flatten(1) / (0.6 * 0.01)
@@ -330,7 +330,7 @@ def test_muon_learns_in_all_directions_alike():
 
 def test_gradients_that_overflowed_count_as_none():
     parameters = parameters_of((3,), (5, 4))
-    optimizer = train.Optimizer(parameters, list(parameters.values()), scale=1.0, muon=True)
+    optimizer = train.Optimizer(parameters, list(parameters.values()), scale=1.0)
     before = {name: parameter.data.clone() for name, parameter in parameters.items()}
     give_gradients(list(parameters.values()), 0)
     parameters["layer0"].grad[1] = torch.inf

@@ -8,7 +8,7 @@ it was: after `--stop-after`, after SIGTERM, after a crash. A step depends on it
 
 Four stages: the autoencoder; the motion extractor and motion encoder, told the truth; both UNets, the pose guider and
 the image encoder on single pictures; the temporal modules on windows of 16 frames. Both as at inference: at its noise
-levels, and going on from what was made before. Needs what `personalive[standalone]` needs and OpenCV; 22 minutes on one
+levels, and going on from what was made before. Needs what `personalive[standalone]` needs and OpenCV; 24 minutes on one
 H200.
 """
 
@@ -132,7 +132,6 @@ class Stage:
     pools: int  # how often new takes come
     kept: int = CHUNK  # frames of a take; the fewer, the more takes are drawn
     half: bool = True  # in 16-bit floats, on a GPU
-    muon: bool = False  # for matrices, else AdamW for all
     temporal: bool = False  # the temporal modules alone, else all but these
 
 
@@ -144,26 +143,18 @@ class Plan:
     """How long and how large; the default is what the command does."""
 
     stages: tuple[Stage, ...] = (
-        Stage("autoencoder", ("vae",), steps=2500, batch=64, rate=1e-3, pools=5, muon=True),
+        Stage("autoencoder", ("vae",), steps=2500, batch=64, rate=1e-3, pools=5),
         Stage(
             "motion",
             ("motion_extractor", "motion_encoder", "expression"),
-            steps=3000,
+            steps=3500,
             batch=256,
-            rate=1e-3,
-            pools=4,
+            rate=2e-3,
+            pools=5,
             half=False,
         ),
-        Stage(
-            "single_pictures",
-            GENERATOR,
-            steps=11000,
-            batch=128,
-            rate=2e-3,
-            pools=30,
-            muon=True,
-        ),
-        Stage("windows", GENERATOR, steps=2500, batch=16, rate=1e-3, pools=6, kept=FRAMES, muon=True, temporal=True),
+        Stage("single_pictures", GENERATOR, steps=11000, batch=128, rate=2e-3, pools=30),
+        Stage("windows", GENERATOR, steps=2500, batch=16, rate=1e-3, pools=6, kept=FRAMES, temporal=True),
     )
     pictures: int = 67584  # drawn at a time, then used until the next are drawn
     workers: int = 15
@@ -370,13 +361,13 @@ class Optimizer:
     one graph.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], running: list[nn.Parameter], scale: float, muon: bool):
+    def __init__(self, parameters: dict[str, nn.Parameter], running: list[nn.Parameter], scale: float):
         """`running` are those that the networks run with, and whose gradients are `scale` times too large."""
         self.parameters, self.running, self.scale = list(parameters.values()), running, scale
         self.gradients = [torch.zeros_like(p) for p in self.parameters]
         indices = defaultdict(list)
         for i, (name, parameter) in enumerate(parameters.items()):
-            indices[parameter.shape, muon and _is_matrix(name, parameter)].append(i)
+            indices[parameter.shape, _is_matrix(name, parameter)].append(i)
         self.groups = []
         for (_, is_matrix), same in indices.items():
             value = torch.stack([self.parameters[i].detach() for i in same])
@@ -709,7 +700,7 @@ class Run:
             _leave_out_temporal_modules(self.running["denoising_unet"])
         self.generators: dict[int, Generator] = {}
         running = list(self._parameters(self.running).values())
-        self.optimizer = Optimizer(parameters, running, HALF_SCALE if self.is_half else 1.0, self.now.muon)
+        self.optimizer = Optimizer(parameters, running, HALF_SCALE if self.is_half else 1.0)
 
     def _parameters(self, networks: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
         """Those that the stage trains. Layer norms stay as they are: the products after them can do all that they can,
