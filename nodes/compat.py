@@ -7,6 +7,7 @@ import comfy.model_patcher
 import comfy.ops
 import comfyui_version
 import torch
+from comfy.cli_args import args
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor, nn
 
@@ -40,9 +41,11 @@ def make_patcher(network: nn.Module, state_dict: dict[str, Tensor]):
 
 
 def can_capture(patcher) -> bool:
-    """Whether a network stands whole on a GPU that has CUDA graphs, with an attention that was tried in one."""
+    """Whether a network stands whole on a GPU that has CUDA graphs, with an attention that was tried in one, and the
+    user has not switched graphs off, as newer hosts let them."""
     is_whole = all(p.device.type == "cuda" for p in patcher.model.parameters())
-    return is_whole and optimized_attention is attention_pytorch and gpu.can_capture(patcher.load_device)
+    is_allowed = not getattr(args, "disable_cuda_graphs", False)
+    return is_whole and is_allowed and optimized_attention is attention_pytorch and gpu.can_capture(patcher.load_device)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
