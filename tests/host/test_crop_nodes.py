@@ -158,8 +158,9 @@ def test_two_people_pasted_into_one_video(host):
     assert values == list(range(1, FRAMES + 1)) and run.previews["back_2"]
 
 
-@pytest.mark.parametrize("mode", ["smoothed", "fixed", "per-frame"])
-@pytest.mark.parametrize("detector", ["drawn.xml", "none"])
+@pytest.mark.parametrize(
+    ("mode", "detector"), [("smoothed", "drawn.xml"), ("fixed", "none"), ("per-frame", "drawn.xml")]
+)
 def test_crop_driving(host, mode, detector):
     prompt = sampling() | {"settings": node("PersonaLiveCropDriving", mode=mode, detector=detector, margin=0.1)}
     whole = latents(host, succeed(host, sampling()))
