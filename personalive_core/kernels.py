@@ -329,10 +329,15 @@ def _temporal_attention(
 LOG2_E = 1.4426950408889634
 
 
+def _rows_together(x: Tensor) -> int:
+    """64 in half precision; in single precision half as many, for which the shared memory of every card is enough."""
+    return 128 // x.element_size()
+
+
 def temporal_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int) -> Tensor:
     batch, pixels, width = q.shape
     head, out = width // heads, q.new_empty(q.shape)
-    together = max(1, 64 // frames)
+    together = _rows_together(q) // frames
     _launch(
         _temporal_attention, (heads, triton.cdiv(pixels, together), batch // frames),
         q, k, v, out, pixels, width, q.stride(1), head**-0.5 * LOG2_E,
@@ -365,10 +370,10 @@ def _few_keys_attention(
 def few_keys_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     batch, tokens, width = q.shape
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    head, out = width // heads, torch.empty_like(q)
+    head, out, together = width // heads, torch.empty_like(q), _rows_together(q)
     _launch(
-        _few_keys_attention, (heads, triton.cdiv(tokens, 64), batch),
+        _few_keys_attention, (heads, triton.cdiv(tokens, together), batch),
         q, k, v, out, tokens, width, head**-0.5 * LOG2_E,
-        TOKENS=64, KEYS=k.shape[1], HEAD=head, PADDED=max(16, triton.next_power_of_2(head)),
+        TOKENS=together, KEYS=k.shape[1], HEAD=head, PADDED=max(16, triton.next_power_of_2(head)),
     )  # fmt: skip
     return out
