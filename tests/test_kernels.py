@@ -33,6 +33,7 @@ def test_every_kernel_compiles_and_fits_into_the_shared_memory_of_every_card(ker
 
 def test_sixteen_bytes_are_read_and_written_at_a_time(kernels):
     """Addresses that Triton does not know to be even are read number by number, which nothing but the clock shows."""
-    for kernel in kernels:
-        if kernel["name"] in STREAMING:
-            assert kernel["operations"] == ["ld.global.v4.b32", "st.global.v4.b32"]
+    streaming = [kernel for kernel in kernels if kernel["name"] in STREAMING]
+    assert {kernel["name"] for kernel in streaming} == STREAMING
+    for kernel in streaming:
+        assert kernel["operations"] == ["ld.global.v4.b32", "st.global.v4.b32"], kernel["name"]

@@ -38,12 +38,12 @@ class Server:
     """`folder`: a ComfyUI checkout with its `.venv`; `base`: where models, input, output and custom_nodes lie."""
 
     def __init__(self, folder: Path, base: Path, *arguments: str):
-        self.base = base
+        self.folder, self.base = folder, base
         self.log = base / "server.log"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [_python(folder), "main.py", "--port", str(self.port), "--base-directory", str(base)]
+        command = [python_of(folder), "main.py", "--port", str(self.port), "--base-directory", str(base)]
         command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", *arguments]
         # As in tests/conftest.py: one thread does not crawl where others use the same cores.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -159,7 +159,7 @@ class Server:
                     return run
 
 
-def _python(folder: Path) -> str:
+def python_of(folder: Path) -> str:
     for python in (folder / ".venv" / "bin" / "python", folder / ".venv" / "Scripts" / "python.exe"):
         if python.exists():
             return str(python)
