@@ -1,12 +1,22 @@
 """Attention as one function, so that a host can put its own in place of it."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
+import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(queries, keys, values) -> values; all (batch, heads, tokens, head size), softmax scale 1 / sqrt(head size)."""
+
+CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 def pytorch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -14,4 +24,17 @@ def pytorch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     q: (B, heads, tokens, head size); k, v: (B, heads, other tokens, head size). Returns the shape of q.
     """
-    return scaled_dot_product_attention(q, k, v)
+    if not _is_cudnn_fastest(q.device):
+        return scaled_dot_product_attention(q, k, v)
+    with sdpa_kernel(CUDNN_FIRST, set_priority=True):
+        return scaled_dot_product_attention(q, k, v)
+
+
+@lru_cache
+def _is_cudnn_fastest(device: torch.device) -> bool:
+    """Where PyTorch itself would ask cuDNN first: but it forgets that as soon as anything in the process, such as
+    ComfyUI's own attention, has set an order for a moment."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    is_data_centre = torch.cuda.get_device_capability(device) in ((9, 0), (10, 0))  # H100, H200; B200
+    return is_data_centre and torch.backends.cudnn.version() > 91500
