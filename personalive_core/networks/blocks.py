@@ -190,7 +190,8 @@ class ResidualBlock(nn.Module):
         shift = None if time is None else self.time_emb_proj(time)
         h, bias = fused.conv2d(self.conv2, self.norm2(h, silu=True, row=bias, shift=shift))
         if hasattr(self, "conv_shortcut"):
-            x = self.conv_shortcut(x)
+            shortcut = fused.pointwise(self.conv_shortcut, rearrange(x, "n c h w -> n (h w) c"))
+            x = rearrange(shortcut, "n (h w) c -> n c h w", h=x.shape[2])
         return fused.add(x, h, bias)
 
 
