@@ -134,16 +134,9 @@ def upsample_conv2d(conv: nn.Conv2d, x: Tensor, size: tuple[int, int]) -> Tensor
     """
     fast = _kernels_for(x)
     if fast and _is_ready(conv, x) and size == (2 * x.shape[-2], 2 * x.shape[-1]):
-        corners = _corners(_corners(conv.weight.float(), -1), -2).flatten(0, 2).to(x.dtype)
-        y = F.conv2d(x, corners.contiguous(memory_format=torch.channels_last), padding=1)
+        y = F.conv2d(x, fast.fold_corners(conv.weight), padding=1)
         return fast.interleave(y, conv.bias)
     return conv(F.interpolate(x, size=size, mode="nearest"))
-
-
-def _corners(weight: Tensor, dim: int) -> Tensor:
-    """A kernel's three weights along `dim` (-1 or -2) -> (2, ...): two for each half of a doubled pixel."""
-    first, middle, last = weight.unbind(dim)
-    return torch.stack([torch.stack([first, middle + last], dim), torch.stack([first + middle, last], dim)])
 
 
 def temporal_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int, attention: Attention) -> Tensor:

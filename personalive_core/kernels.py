@@ -273,6 +273,39 @@ def join(own: Tensor, shared: Tensor) -> Tensor:
 
 
 @triton.jit
+def _fold_corners(weight, out, outputs, channels, DTYPE: tl.constexpr, CHANNELS: tl.constexpr):
+    """Each of the four corners of a doubled pixel meets 2x2 input pixels; the weights that meet the same one are
+    summed. Of the three weights of a row or column the first half sees (0) and (1, 2) at its two input pixels, the
+    second half (0, 1) and (2)."""
+    weight, out = _at(weight, DTYPE), _at(out, DTYPE)
+    output = tl.program_id(1).to(tl.int64)
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    mask = channel < channels
+    for i in tl.static_range(2):
+        for j in tl.static_range(2):
+            for a in tl.static_range(2):
+                for b in tl.static_range(2):
+                    total = tl.zeros((CHANNELS,), tl.float32)
+                    for row in tl.static_range(a * (i + 1), 1 + i + a * (2 - i)):
+                        for column in tl.static_range(b * (j + 1), 1 + j + b * (2 - j)):
+                            at = weight + (output * 9 + row * 3 + column) * channels + channel
+                            total += tl.load(at, mask=mask, other=0).to(tl.float32)
+                    at = out + (((i * 2 + j) * outputs + output) * 4 + a * 2 + b) * channels + channel
+                    tl.store(at, total.to(DTYPE), mask=mask)
+
+
+def fold_corners(weight: Tensor) -> Tensor:
+    outputs, channels = weight.shape[:2]
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    shape = (4 * outputs, channels, 2, 2)
+    out = torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last)
+    _launch(
+        _fold_corners, (triton.cdiv(channels, 512), outputs), weight, out, outputs, channels, CHANNELS=512,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
 def _interleave(
     x, row, out, height, width, channels, DTYPE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
