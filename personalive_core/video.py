@@ -335,6 +335,7 @@ class VideoWriter:
             # the variable frame durations in the file are exactly those given.
             self._stream.options = {"preset": "veryfast", "crf": str(crf), "bf": "0"}
             encoder = self._stream.codec_context
+            encoder.thread_type = "FRAME"  # PyAV's default of slices leaves most cores idle at these sizes
             encoder.color_range = LIMITED_RANGE
             encoder.colorspace = encoder.color_primaries = encoder.color_trc = BT709
             if audio_from is not None:
