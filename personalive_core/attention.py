@@ -24,7 +24,7 @@ def pytorch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     q: (B, heads, tokens, head size); k, v: (B, heads, other tokens, head size). Returns the shape of q.
     """
-    if not _is_cudnn_fastest(q.device):
+    if not (_is_cudnn_fastest(q.device) and torch.backends.cuda.cudnn_sdp_enabled()):
         return scaled_dot_product_attention(q, k, v)
     with sdpa_kernel(CUDNN_FIRST, set_priority=True):
         return scaled_dot_product_attention(q, k, v)

@@ -36,6 +36,15 @@ def test_cudnn_is_asked_first_where_it_is_fastest_and_the_order_of_others_stays(
     assert asked == [int(SDPBackend.CUDNN_ATTENTION if is_fastest else SDPBackend.FLASH_ATTENTION)]
 
 
+def test_who_has_switched_cudnn_off_is_heard(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "_is_cudnn_fastest", lambda device: True)
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", lambda *_: torch.backends.cuda.cudnn_sdp_enabled())
+    x = torch.zeros(1, 1, 1, 8)
+    assert attention.pytorch_attention(x, x, x)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert not attention.pytorch_attention(x, x, x)
+
+
 AFTER_A_HOST = """
 import torch
 from torch.nn.attention import sdpa_kernel
