@@ -274,24 +274,22 @@ def join(own: Tensor, shared: Tensor) -> Tensor:
 
 @triton.jit
 def _fold_corners(weight, out, outputs, channels, DTYPE: tl.constexpr, CHANNELS: tl.constexpr):
-    """Each of the four corners of a doubled pixel meets 2x2 input pixels; the weights that meet the same one are
-    summed. Of the three weights of a row or column the first half sees (0) and (1, 2) at its two input pixels, the
-    second half (0, 1) and (2)."""
+    """Each of the four corners of a doubled pixel meets 2x2 input pixels, and the weights that meet the same one
+    are summed: of three weights in a row or column, those up to the corner's half meet the first pixel, the others the
+    second."""
     weight, out = _at(weight, DTYPE), _at(out, DTYPE)
     output = tl.program_id(1).to(tl.int64)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     mask = channel < channels
-    for i in tl.static_range(2):
-        for j in tl.static_range(2):
-            for a in tl.static_range(2):
-                for b in tl.static_range(2):
-                    total = tl.zeros((CHANNELS,), tl.float32)
-                    for row in tl.static_range(a * (i + 1), 1 + i + a * (2 - i)):
-                        for column in tl.static_range(b * (j + 1), 1 + j + b * (2 - j)):
-                            at = weight + (output * 9 + row * 3 + column) * channels + channel
-                            total += tl.load(at, mask=mask, other=0).to(tl.float32)
-                    at = out + (((i * 2 + j) * outputs + output) * 4 + a * 2 + b) * channels + channel
-                    tl.store(at, total.to(DTYPE), mask=mask)
+    for corner in tl.static_range(4):
+        for pixel in tl.static_range(4):
+            total = tl.zeros((CHANNELS,), tl.float32)
+            for place in tl.static_range(9):
+                if (place // 3 > corner // 2) == (pixel // 2 == 1) and (place % 3 > corner % 2) == (pixel % 2 == 1):
+                    at = weight + (output * 9 + place) * channels + channel
+                    total += tl.load(at, mask=mask, other=0).to(tl.float32)
+            at = out + ((corner * outputs + output) * 4 + pixel) * channels + channel
+            tl.store(at, total.to(DTYPE), mask=mask)
 
 
 def fold_corners(weight: Tensor) -> Tensor:
