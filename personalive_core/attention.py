@@ -32,8 +32,8 @@ def pytorch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @lru_cache
 def _is_cudnn_fastest(device: torch.device) -> bool:
-    """Where PyTorch itself would ask cuDNN first: but it forgets that as soon as anything in the process, such as
-    ComfyUI's own attention, has set an order for a moment."""
+    """PyTorch's own rule. PyTorch keeps to it from the first use of attention on, unless that use is within
+    `sdpa_kernel` with an order, as in ComfyUI: then it goes back to flash first, and stays there."""
     if device.type != "cuda" or torch.version.cuda is None:
         return False
     is_data_centre = torch.cuda.get_device_capability(device) in ((9, 0), (10, 0))  # H100, H200; B200
