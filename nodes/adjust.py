@@ -4,7 +4,7 @@ from fractions import Fraction
 
 from comfy_api.latest import io
 
-from ..personalive_core.adjust import Strength, loop_order, nearest_frames
+from ..personalive_core.motion.performance import Strength, loop_order, nearest_frames
 from .motion import MotionType, NodeMotion
 from .reference import NodeReference, ReferenceType
 

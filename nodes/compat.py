@@ -11,8 +11,8 @@ from comfy.cli_args import args
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor, nn
 
-from ..personalive_core import gpu
-from ..personalive_core.attention import pytorch_attention
+from ..personalive_core.networks.attention import pytorch_attention
+from ..personalive_core.sampling import cuda
 
 OLDEST = (0, 3, 64)
 
@@ -45,7 +45,7 @@ def can_capture(patcher) -> bool:
     user has not switched graphs off, as newer hosts let them."""
     is_whole = all(p.device.type == "cuda" for p in patcher.model.parameters())
     is_allowed = not getattr(args, "disable_cuda_graphs", False)
-    return is_whole and is_allowed and optimized_attention is attention_pytorch and gpu.can_capture(patcher.load_device)
+    return is_whole and is_allowed and optimized_attention is attention_pytorch and cuda.can_capture(patcher.load_device)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import comfy.model_management
 import comfy.ops
 from torch import Tensor, nn
 
-from ..personalive_core.gpu import send
 from ..personalive_core.networks.vae_decoder import VAEDecoder
+from ..personalive_core.sampling.cuda import send
 from . import compat, memory
 
 TOGETHER = 2  # frames; more take more memory and are hardly faster

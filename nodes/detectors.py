@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..personalive_core.errors import InputError
-from ..personalive_core.faces import SUFFIXES, Detector, load_detector
+from ..personalive_core.framing.face_detector import SUFFIXES, Detector, load_detector
 from .weights import FOLDER
 
 NONE = "none"

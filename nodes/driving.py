@@ -14,7 +14,7 @@ import torch
 from comfy_api.latest import InputImpl
 from torch import Tensor
 
-from ..personalive_core.video import UNKNOWN_RATE, VideoReader
+from ..personalive_core.media.video_reader import UNKNOWN_RATE, VideoReader
 from . import compat, convert
 
 UNEQUAL = Fraction(2, 1000)  # seconds: containers that count in milliseconds round that much

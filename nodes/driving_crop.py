@@ -8,7 +8,8 @@ import comfy.model_management
 import numpy as np
 from comfy_api.latest import io
 
-from ..personalive_core.driving_crop import (
+from ..personalive_core.framing.crop import MARGIN, SHIFT
+from ..personalive_core.framing.driving_crop import (
     MODES,
     DrivingCrop,
     DrivingFrame,
@@ -16,8 +17,7 @@ from ..personalive_core.driving_crop import (
     locate_by_detector,
     locate_by_keypoints,
 )
-from ..personalive_core.faces import CHOICES
-from ..personalive_core.portrait import MARGIN, SHIFT
+from ..personalive_core.framing.face_detector import CHOICES
 from . import memory
 from .detectors import detector_input, open_detector
 from .driving import open_driving

@@ -2,8 +2,8 @@
 
 from comfy_api.latest import InputImpl, io
 
-from ..personalive_core.pictures import read_picture
-from ..personalive_core.weights import EXAMPLE
+from ..personalive_core.media.pictures import read_picture
+from ..personalive_core.weights.find import EXAMPLE
 from . import convert
 
 

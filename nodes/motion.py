@@ -14,15 +14,15 @@ from comfy_api.latest import io
 from einops import rearrange
 from PIL import Image, ImageOps
 
-from ..personalive_core.adjust import Performance, trim
 from ..personalive_core.config import CHUNK
-from ..personalive_core.driving_crop import DrivingFrame
 from ..personalive_core.errors import InputError
-from ..personalive_core.held import Hold, describe_held
-from ..personalive_core.keypoints import crop_faces, draw_keypoint_map, transform_keypoints
-from ..personalive_core.motion import Motion, MotionRecord, extract_motion
-from ..personalive_core.portrait import draw_crop
-from ..personalive_core.sheet import BORDER, HELD, ContactSheet
+from ..personalive_core.framing.crop import draw_crop
+from ..personalive_core.framing.driving_crop import DrivingFrame
+from ..personalive_core.media.contact_sheet import BORDER, HELD, ContactSheet
+from ..personalive_core.motion.hold import Hold, describe_held
+from ..personalive_core.motion.keypoints import crop_faces, draw_keypoint_map, transform_keypoints
+from ..personalive_core.motion.motion import Motion, MotionRecord, extract_motion
+from ..personalive_core.motion.performance import Performance, trim
 from . import convert, memory
 from .driving import Driving, open_driving
 from .driving_crop import CropSettings, CropSettingsType

@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..personalive_core.errors import InputError
-from ..personalive_core.motion_file import SUFFIX, load_motion, save_motion
+from ..personalive_core.motion.motion_file import SUFFIX, load_motion, save_motion
 from .motion import MotionType, NodeMotion
 from .reference import NodeReference, ReferenceType
 

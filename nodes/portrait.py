@@ -18,8 +18,7 @@ from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
 
 from ..personalive_core.errors import InputError
-from ..personalive_core.faces import CHOICES, Box, choose_face, find_faces
-from ..personalive_core.portrait import (
+from ..personalive_core.framing.crop import (
     FEATHER,
     MARGIN,
     SHIFT,
@@ -29,7 +28,8 @@ from ..personalive_core.portrait import (
     find_by_keypoints,
     refine_face,
 )
-from ..personalive_core.video import VideoWriter
+from ..personalive_core.framing.face_detector import CHOICES, Box, choose_face, find_faces
+from ..personalive_core.media.video_reader import VideoWriter
 from . import convert, memory
 from .assemble import CRF, write_sound
 from .detectors import detector_input, open_detector

@@ -7,8 +7,8 @@ import numpy as np
 from comfy_api.latest import io
 
 from ..personalive_core.errors import InputError
-from ..personalive_core.pictures import fit_picture
-from ..personalive_core.reference import Reference, check_size, encode_reference
+from ..personalive_core.media.pictures import fit_picture
+from ..personalive_core.sampling.reference import Reference, check_size, encode_reference
 from . import convert, memory
 from .load import ModelType, PersonaLiveModel
 

@@ -11,13 +11,13 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..personalive_core.adjust import Strength
 from ..personalive_core.config import CHUNK, PIXELS_PER_LATENT, WARM_UP
-from ..personalive_core.gpu import Arrival, on_stream, side_stream
-from ..personalive_core.keyframes import KeyframeSettings
+from ..personalive_core.motion.performance import Strength
 from ..personalive_core.networks.reference_unet import ReferenceFeatures
-from ..personalive_core.schedule import Schedule
-from ..personalive_core.stream import Stream
+from ..personalive_core.sampling.cuda import Arrival, on_stream, side_stream
+from ..personalive_core.sampling.keyframes import KeyframeSettings
+from ..personalive_core.sampling.schedule import Schedule
+from ..personalive_core.sampling.stream import Stream
 from . import compat, convert, memory
 from .load import ModelType, PersonaLiveModel
 from .motion import MotionType, NodeMotion

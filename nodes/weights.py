@@ -13,9 +13,9 @@ import folder_paths
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..personalive_core import hub
 from ..personalive_core.errors import InputError
-from ..personalive_core.weights import CHECKPOINTS, MINIATURE, WeightFiles, convert, find_weights, weights_in
+from ..personalive_core.weights import hub
+from ..personalive_core.weights.find import CHECKPOINTS, MINIATURE, WeightFiles, convert, find_weights, weights_in
 
 _log = logging.getLogger(__name__)
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
+from drawn import Character, Pose, draw, perform, random_character, right_answer
 
 from measure import psnr
-from personalive_core.drawn import Character, Pose, draw, perform, random_character, right_answer
-from personalive_core.standalone import Pipeline
+from personalive_core.pipeline import Pipeline
 
 SIZE = 128
 PORTRAIT_POSE = Pose(smile=0.2)

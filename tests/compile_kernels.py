@@ -19,7 +19,7 @@ from triton.compiler import ASTSource, compile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from personalive_core import kernels
+from personalive_core.networks import kernels
 
 WIDTH, HEADS = 1280, 8  # the widest, which takes most
 

@@ -8,8 +8,7 @@ from dataclasses import astuple, fields, replace
 
 import cv2
 import numpy as np
-
-from personalive_core.drawn import Character, Pose, draw
+from drawn import Character, Pose, draw
 
 NAMES = [field.name for field in fields(Pose)]
 # How much of each is one step of about the same size in the picture

@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from personalive_core.adjust import PUBLISHED, Performance, Strength, change_rate, retarget_motion, smooth_pose
 from personalive_core.errors import InputError
-from personalive_core.keypoints import HeadPose, transform_keypoints
-from personalive_core.motion import Motion, MotionRecord
-from personalive_core.seeded import normal
+from personalive_core.motion.keypoints import HeadPose, transform_keypoints
+from personalive_core.motion.motion import Motion, MotionRecord
+from personalive_core.motion.performance import (
+    PUBLISHED,
+    Performance,
+    Strength,
+    change_rate,
+    retarget_motion,
+    smooth_pose,
+)
+from seeded import normal
 from test_stream import run, small_stream
 
 
@@ -198,8 +205,8 @@ def test_kept_pieces_are_the_whole():
 KEEPS_MOTION = """
 import numpy as np, torch
 from torch.nn import functional as F
-from personalive_core.keypoints import HeadPose
-from personalive_core.motion import Motion, MotionRecord
+from personalive_core.motion.keypoints import HeadPose
+from personalive_core.motion.motion import Motion, MotionRecord
 
 torch.set_num_threads(1)
 record = MotionRecord()

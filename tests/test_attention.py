@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from personalive_core import attention
-from personalive_core.seeded import normal
+from personalive_core.networks import attention
+from seeded import normal
 
 HOSTS_ORDER = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from personalive_core import benchmark
-from personalive_core.cli import main
-from personalive_core.keyframes import KeyframeSettings
-from personalive_core.stream import Stream
+from personalive_core.cli import benchmark
+from personalive_core.cli.main import main
+from personalive_core.sampling.keyframes import KeyframeSettings
+from personalive_core.sampling.stream import Stream
 from tiny import tiny_pipeline
 
 

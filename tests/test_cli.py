@@ -18,11 +18,11 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 
 from face import draw_face
-from personalive_core import demo
-from personalive_core.cli import main
-from personalive_core.pictures import read_picture
-from personalive_core.video import VideoReader, VideoWriter
-from personalive_core.weights import EXAMPLE
+from personalive_core.cli import demo
+from personalive_core.cli.main import main
+from personalive_core.media.pictures import read_picture
+from personalive_core.media.video_reader import VideoReader, VideoWriter
+from personalive_core.weights.find import EXAMPLE
 from tiny import TINY
 from weights_folder import write_weights
 

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from haar import write_cascade
-from personalive_core import crop_options
-from personalive_core.faces import Box
-from personalive_core.portrait import Crop, PasteBack
-from personalive_core.video import VideoWriter
+from personalive_core.cli import crop_options
+from personalive_core.framing.crop import Crop, PasteBack
+from personalive_core.framing.face_detector import Box
+from personalive_core.media.video_reader import VideoWriter
 from test_cli import RATE, animate, frames_of, portrait, weights, write_clip  # noqa: F401
 from test_faces import scene
 

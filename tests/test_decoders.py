@@ -4,8 +4,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from personalive_core.config import LATENT_SCALE
-from personalive_core.seeded import normal, seeded_state_dict
-from personalive_core.standalone import TinyDecoder, decoder_of
+from personalive_core.pipeline import TinyDecoder, decoder_of
+from seeded import normal, seeded_state_dict
 from tiny import error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from personalive_core import hub
+from personalive_core.weights import hub
 
 ROOT = Path(__file__).parents[1]
 HELP = ROOT / "nodes" / "web" / "docs"

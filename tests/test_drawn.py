@@ -9,8 +9,7 @@ import torch
 
 cv2 = pytest.importorskip("cv2", reason="faces are drawn by OpenCV (opencv-python-headless)")
 
-from measure import correlation, curve, measure, measure_video, psnr, ssim  # noqa: E402
-from personalive_core.drawn import (  # noqa: E402
+from drawn import (  # noqa: E402
     Pose,
     canonical_keypoints,
     draw,
@@ -19,7 +18,9 @@ from personalive_core.drawn import (  # noqa: E402
     right_answer,
     warm_up_answers,
 )
-from personalive_core.keypoints import (  # noqa: E402
+
+from measure import correlation, curve, measure, measure_video, psnr, ssim  # noqa: E402
+from personalive_core.motion.keypoints import (  # noqa: E402
     HeadPose,
     face_boxes,
     retarget,

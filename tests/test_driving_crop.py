@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from haar import write_cascade
-from personalive_core.driving_crop import (
+from personalive_core.errors import InputError
+from personalive_core.framing.crop import Crop
+from personalive_core.framing.driving_crop import (
     MODES,
     PATIENCE,
     SIZE,
@@ -14,10 +16,8 @@ from personalive_core.driving_crop import (
     locate_by_detector,
     locate_by_keypoints,
 )
-from personalive_core.errors import InputError
-from personalive_core.faces import Box, load_detector
+from personalive_core.framing.face_detector import Box, load_detector
 from personalive_core.networks.motion_extractor import MotionExtractor
-from personalive_core.portrait import Crop
 from test_faces import scene
 from tiny import TINY, seeded
 

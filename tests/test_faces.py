@@ -10,7 +10,7 @@ from PIL import Image
 from face import draw_face
 from haar import write_cascade
 from personalive_core.errors import InputError
-from personalive_core.faces import Box, choose_face, find_faces, load_detector
+from personalive_core.framing.face_detector import Box, choose_face, find_faces, load_detector
 
 HEAD = (40, 20, 176)  # left, top and side in a drawn face of 256 pixels
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from personalive_core import fused
-from personalive_core.attention import pytorch_attention
-from personalive_core.seeded import normal
+from personalive_core.networks import fused
+from personalive_core.networks.attention import pytorch_attention
+from seeded import normal
 from tiny import error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="needs Triton")
-kernels = pytest.importorskip("personalive_core.kernels")
+kernels = pytest.importorskip("personalive_core.networks.kernels")
 
 pytestmark = pytest.mark.parametrize("dtype, bar", [(torch.float32, 1e-5), (torch.float16, 2e-3)])
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from personalive_core.gpu import Arrival, Captured, CapturedNetwork, send, visiting
+from personalive_core.sampling.cuda import Arrival, Captured, CapturedNetwork, send, visiting
 
 HERE = Path(__file__).parent
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

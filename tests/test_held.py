@@ -7,13 +7,13 @@ from torch import Tensor
 
 from face import draw_face
 from haar import write_cascade
-from personalive_core.driving_crop import MODES, DrivingCrop, find_fixed_square, locate_by_detector
 from personalive_core.errors import InputError
-from personalive_core.faces import load_detector
-from personalive_core.held import BLEND, CUT, MISSES, Hold, Reason, describe_held
-from personalive_core.keypoints import HeadPose
-from personalive_core.motion import Motion
-from personalive_core.seeded import normal, uniform
+from personalive_core.framing.driving_crop import MODES, DrivingCrop, find_fixed_square, locate_by_detector
+from personalive_core.framing.face_detector import load_detector
+from personalive_core.motion.hold import BLEND, CUT, MISSES, Hold, Reason, describe_held
+from personalive_core.motion.keypoints import HeadPose
+from personalive_core.motion.motion import Motion
+from seeded import normal, uniform
 from test_faces import scene
 from tiny import tiny_pipeline
 

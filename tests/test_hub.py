@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from personalive_core import hub
 from personalive_core.errors import InputError
-from personalive_core.hub import HubFile, download
-from personalive_core.weights import find_weights
+from personalive_core.weights import hub
+from personalive_core.weights.find import find_weights
+from personalive_core.weights.hub import HubFile, download
 
 CONTENT = bytes(range(256)) * 4096
 LARGE = HubFile("a", "owner/model", "deep/in/large.pth", "part/large.pth", len(CONTENT))

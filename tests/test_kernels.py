@@ -26,7 +26,7 @@ def kernels() -> list[dict]:
 
 
 def test_every_kernel_compiles_and_fits_into_the_shared_memory_of_every_card(kernels):
-    source = PROGRAM.parents[1].joinpath("personalive_core", "kernels.py").read_text()
+    source = PROGRAM.parents[1].joinpath("personalive_core", "networks", "kernels.py").read_text()
     assert {kernel["name"] for kernel in kernels} == set(re.findall(r"_launch\(\s*(_\w+),", source))
     assert max(kernel["shared"] for kernel in kernels) <= SHARED
 

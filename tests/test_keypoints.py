@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from personalive_core.keypoints import (
+from personalive_core.motion.keypoints import (
     HeadPose,
     crop_faces,
     draw_keypoint_map,
@@ -14,7 +14,7 @@ from personalive_core.keypoints import (
     fill_empty_boxes,
     transform_keypoints,
 )
-from personalive_core.seeded import uniform
+from seeded import uniform
 from tiny import golden
 
 

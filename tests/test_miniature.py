@@ -8,14 +8,15 @@ import torch
 cv2 = pytest.importorskip("cv2", reason="faces are drawn by OpenCV (opencv-python-headless)")
 pytest.importorskip("diffusers", reason="the standalone pipeline needs diffusers")
 
+from drawn import Pose, draw, perform, random_character, right_answer  # noqa: E402
+
 from cases import PORTRAIT_POSE, SIZE, Case, animated, score  # noqa: E402
 from measure import correlation, curve, measure_video, psnr, ssim  # noqa: E402
 from personalive_core.config import LATENT_SCALE  # noqa: E402
-from personalive_core.drawn import Pose, draw, perform, random_character, right_answer  # noqa: E402
-from personalive_core.pictures import read_picture  # noqa: E402
-from personalive_core.standalone import Pipeline  # noqa: E402
-from personalive_core.video import VideoReader  # noqa: E402
-from personalive_core.weights import EXAMPLE, MINIATURE, find_weights  # noqa: E402
+from personalive_core.media.pictures import read_picture  # noqa: E402
+from personalive_core.media.video_reader import VideoReader  # noqa: E402
+from personalive_core.pipeline import Pipeline  # noqa: E402
+from personalive_core.weights.find import EXAMPLE, MINIATURE, find_weights  # noqa: E402
 from tools.make_example import write_example  # noqa: E402
 
 SEEN = 1_000_000  # seeds from here on are of training

@@ -7,14 +7,15 @@ import torch
 pytest.importorskip("cv2", reason="faces are drawn by OpenCV (opencv-python-headless)")
 pytest.importorskip("diffusers", reason="the standalone pipeline needs diffusers")
 
+from drawn import Pose, draw, random_character
+
 from cases import SIZE, Case, animated, score
 from measure import measure
-from personalive_core.adjust import Strength
-from personalive_core.drawn import Pose, draw, random_character
-from personalive_core.keyframes import KeyframeSettings
-from personalive_core.motion import Motion
-from personalive_core.standalone import Pipeline
-from personalive_core.weights import MINIATURE, find_weights
+from personalive_core.motion.motion import Motion
+from personalive_core.motion.performance import Strength
+from personalive_core.pipeline import Pipeline
+from personalive_core.sampling.keyframes import KeyframeSettings
+from personalive_core.weights.find import MINIATURE, find_weights
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ specification = importlib.util.spec_from_file_location("train_miniature", PROGRA
 train = sys.modules["train_miniature"] = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(train)
 
-from personalive_core.keypoints import crop_faces, draw_keypoint_map, transform_keypoints  # noqa: E402
+from personalive_core.motion.keypoints import crop_faces, draw_keypoint_map, transform_keypoints  # noqa: E402
 from personalive_core.networks.temporal import TemporalModule  # noqa: E402
-from personalive_core.standalone import Pipeline  # noqa: E402
-from personalive_core.weights import find_weights  # noqa: E402
+from personalive_core.pipeline import Pipeline  # noqa: E402
+from personalive_core.weights.find import find_weights  # noqa: E402
 
 TAKES = 2
 SMALL_VAE = {**train.VAE, "block_out_channels": (32,) * 4}  # a quarter of the work

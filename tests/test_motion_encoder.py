@@ -5,7 +5,7 @@ from einops import rearrange
 
 from personalive_core.config import MotionEncoderConfig
 from personalive_core.networks.motion_encoder import MotionEncoder, patch_positions
-from personalive_core.seeded import uniform
+from seeded import uniform
 from tiny import error, golden, manifest, seeded, state_dict_shapes
 
 SMALL = MotionEncoderConfig(

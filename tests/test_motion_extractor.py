@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from personalive_core.config import MotionExtractorConfig
-from personalive_core.keypoints import HeadPose, retarget, transform_keypoints, warm_up_poses
+from personalive_core.motion.keypoints import HeadPose, retarget, transform_keypoints, warm_up_poses
 from personalive_core.networks.motion_extractor import MotionExtractor
-from personalive_core.seeded import uniform
+from seeded import uniform
 from tiny import error, golden, manifest, seeded, state_dict_shapes
 
 

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from personalive_core.adjust import Performance, Strength
 from personalive_core.errors import InputError
-from personalive_core.motion_file import load_motion, save_motion
+from personalive_core.motion.motion_file import load_motion, save_motion
+from personalive_core.motion.performance import Performance, Strength
 from test_adjust import motion_of, same
 
 RATE = Fraction(30000, 1001)

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from face import draw_face
-from personalive_core.cli import main
-from personalive_core.motion_file import load_motion
-from personalive_core.video import VideoReader, VideoWriter
+from personalive_core.cli.main import main
+from personalive_core.media.video_reader import VideoReader, VideoWriter
+from personalive_core.motion.motion_file import load_motion
 from test_cli import RATE, animate, frames_of, portrait, weights, write_clip  # noqa: F401 two are fixtures
 from test_video import read_sound, write_source
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 import personalive_core
-from personalive_core.weights import SIZES_FILE, find_weights
+from personalive_core.weights.find import SIZES_FILE, find_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = Path(personalive_core.__file__).resolve().parent
 COMES_WITH_HOST = {"PIL", "aiohttp", "av", "certifi", "einops", "numpy", "safetensors", "torch", "tqdm"}
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths", "latent_preview", "nodes", "server"}
 OPTIONAL = {"kernels.py"}  # imported where Triton is there
-WITHOUT_HOST = {"__main__.py", "benchmark.py", "cli.py", "demo.py", "drawn.py", "standalone.py"}
+WITHOUT_HOST = {"__main__.py", "pipeline.py"}
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from personalive_core.errors import InputError
-from personalive_core.pictures import contact_sheet, fit_picture, read_picture
+from personalive_core.media.pictures import contact_sheet, fit_picture, read_picture
 
 RED = (200, 60, 30)
 

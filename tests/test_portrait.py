@@ -7,11 +7,11 @@ from PIL import Image
 
 from face import draw_face
 from personalive_core.errors import InputError
-from personalive_core.faces import Box
-from personalive_core.keypoints import HeadPose
+from personalive_core.framing.crop import Crop, PasteBack, draw_crop, refine_face
+from personalive_core.framing.face_detector import Box
+from personalive_core.media.pictures import read_picture
+from personalive_core.motion.keypoints import HeadPose
 from personalive_core.networks.motion_extractor import MotionExtractor
-from personalive_core.pictures import read_picture
-from personalive_core.portrait import Crop, PasteBack, draw_crop, refine_face
 from tiny import TINY, seeded
 
 SIZE = 64  # what the model would make

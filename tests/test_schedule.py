@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from personalive_core.errors import InputError
-from personalive_core.schedule import Schedule, alphas_cumprod
+from personalive_core.sampling.schedule import Schedule, alphas_cumprod
 from tiny import error, golden
 
 

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from personalive_core.config import PoseGuiderConfig
 from personalive_core.errors import InputError
-from personalive_core.keyframes import KeyframeSettings
-from personalive_core.keypoints import HeadPose
-from personalive_core.motion import Motion
+from personalive_core.motion.keypoints import HeadPose
+from personalive_core.motion.motion import Motion
 from personalive_core.networks.pose_guider import PoseGuider
-from personalive_core.reference import Reference
-from personalive_core.schedule import Schedule
-from personalive_core.seeded import normal
-from personalive_core.stream import Stream, reflected
+from personalive_core.sampling.keyframes import KeyframeSettings
+from personalive_core.sampling.reference import Reference
+from personalive_core.sampling.schedule import Schedule
+from personalive_core.sampling.stream import Stream, reflected
+from seeded import normal
 from tiny import error, golden, seeded, unets
 
 

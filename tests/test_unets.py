@@ -12,7 +12,7 @@ from personalive_core.config import UNetConfig
 from personalive_core.networks.denoising_unet import DenoisingUNet
 from personalive_core.networks.reference_unet import ReferenceUNet
 from personalive_core.networks.spatial import SpatialBlock
-from personalive_core.seeded import normal
+from seeded import normal
 from tiny import UNET, error, golden, manifest, state_dict_shapes, unets
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from personalive_core.errors import InputError
-from personalive_core.video import VideoReader, VideoWriter
+from personalive_core.media.video_reader import VideoReader, VideoWriter
 
 NTSC = Fraction(30000, 1001)
 
@@ -354,7 +354,7 @@ import resource, signal, sys
 from fractions import Fraction
 import numpy as np
 from personalive_core.errors import InputError
-from personalive_core.video import VideoWriter
+from personalive_core.media.video_reader import VideoWriter
 path, room = sys.argv[1:]
 if room:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from personalive_core.errors import InputError
-from personalive_core.hdr import HLG, PQ, add_tone_map, tone_map
-from personalive_core.video import VideoReader, VideoWriter
+from personalive_core.media.hdr import HLG, PQ, add_tone_map, tone_map
+from personalive_core.media.video_reader import VideoReader, VideoWriter
 from test_video import flat
 
 TURN = 1 << 16  # one, in the fixed-point numbers of a display matrix

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from personalive_core import weights
 from personalive_core.errors import InputError
-from personalive_core.weights import (
+from personalive_core.weights import find as weights
+from personalive_core.weights.find import (
     CHECKPOINTS,
     checked_state_dict,
     convert,

@@ -17,8 +17,8 @@ from personalive_core.config import (
 )
 from personalive_core.networks.denoising_unet import DenoisingUNet
 from personalive_core.networks.reference_unet import ReferenceUNet
-from personalive_core.seeded import COMPONENTS, seeded_state_dict
-from personalive_core.weights import meta_networks
+from personalive_core.weights.find import meta_networks
+from seeded import COMPONENTS, seeded_state_dict
 
 ASSETS = Path(__file__).parent / "assets"
 NO_HOST = "NO COMFYUI FOUND, SO THE NODES WERE NOT TESTED: give the folder of one, 0.3.64 or newer, in COMFYUI_PATH"
@@ -64,7 +64,7 @@ def tiny_pipeline():
     from diffusers import AutoencoderKL  # without which the tests of the networks alone run too
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    from personalive_core.standalone import Pipeline, decoder_of
+    from personalive_core.pipeline import Pipeline, decoder_of
 
     networks = {name: seeded(network, COMPONENTS.get(name, name)) for name, network in meta_networks(TINY).items()}
     vae = AutoencoderKL(

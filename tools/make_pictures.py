@@ -34,8 +34,8 @@ from make_workflows import (
 )
 from PIL import Image
 
-from personalive_core.demo import run_demo
-from personalive_core.video import VideoWriter
+from personalive_core.cli.demo import run_demo
+from personalive_core.media.video_reader import VideoWriter
 
 sys.path.append(str(ROOT / "tests" / "host"))
 

@@ -26,9 +26,9 @@ from PIL import Image
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from face import draw_face
-from personalive_core.demo import run_demo
-from personalive_core.video import VideoReader
-from personalive_core.weights import EXAMPLE, MINIATURE
+from personalive_core.cli.demo import run_demo
+from personalive_core.media.video_reader import VideoReader
+from personalive_core.weights.find import EXAMPLE, MINIATURE
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = ROOT / "workflows"

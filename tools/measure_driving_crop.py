@@ -11,9 +11,9 @@ import sys
 
 import numpy as np
 
-from personalive_core.driving_crop import Smoother, locate_by_detector
-from personalive_core.faces import Box, load_detector
-from personalive_core.video import VideoReader
+from personalive_core.framing.driving_crop import Smoother, locate_by_detector
+from personalive_core.framing.face_detector import Box, load_detector
+from personalive_core.media.video_reader import VideoReader
 
 MOST = 12  # frames of lag that are looked at
 

@@ -35,10 +35,19 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffusers import AutoencoderKL
+from drawn import (
+    Pose,
+    canonical_keypoints,
+    draw,
+    perform,
+    random_character,
+    random_pose,
+    right_answer,
+    warm_up_answers,
+)
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from personalive_core.attention import pytorch_attention
 from personalive_core.config import (
     CHUNK,
     LATENT_SCALE,
@@ -51,17 +60,8 @@ from personalive_core.config import (
     PoseGuiderConfig,
     UNetConfig,
 )
-from personalive_core.drawn import (
-    Pose,
-    canonical_keypoints,
-    draw,
-    perform,
-    random_character,
-    random_pose,
-    right_answer,
-    warm_up_answers,
-)
-from personalive_core.keypoints import (
+from personalive_core.media.pictures import contact_sheet
+from personalive_core.motion.keypoints import (
     BOX_GRID,
     HeadPose,
     draw_keypoint_map,
@@ -70,15 +70,15 @@ from personalive_core.keypoints import (
     retarget,
     transform_keypoints,
 )
+from personalive_core.networks.attention import pytorch_attention
 from personalive_core.networks.denoising_unet import Conditioning, DenoisingUNet
 from personalive_core.networks.motion_encoder import MotionEncoder
 from personalive_core.networks.motion_extractor import GlobalResponseNorm, LayerNorm, MotionExtractor
 from personalive_core.networks.pose_guider import PoseGuider
 from personalive_core.networks.reference_unet import ReferenceUNet
-from personalive_core.pictures import contact_sheet
-from personalive_core.schedule import Schedule, alphas_cumprod
-from personalive_core.standalone import Pipeline, clip_pixels
-from personalive_core.weights import SIZES_FILE, find_weights
+from personalive_core.pipeline import Pipeline, clip_pixels
+from personalive_core.sampling.schedule import Schedule, alphas_cumprod
+from personalive_core.weights.find import SIZES_FILE, find_weights
 
 SIZE = 128  # pixels
 LATENT_SIDE = SIZE // PIXELS_PER_LATENT

@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import fused
-from ..attention import Attention
+from . import fused
+from .attention import Attention
 
 
 def sinusoidal_timesteps(timesteps: Tensor, width: int) -> Tensor:

@@ -7,8 +7,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attention import Attention, pytorch_attention
 from ..config import UNetConfig
+from .attention import Attention, pytorch_attention
 from .blocks import GroupNorm
 from .reference_unet import ReferenceFeatures
 from .spatial import KeysValues, Level, SpatialBlock, UNet

@@ -7,8 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attention import Attention, pytorch_attention
 from ..config import MotionEncoderConfig
+from .attention import Attention, pytorch_attention
 from .blocks import FeedForward, GroupNorm, LayerNorm, SelfAttention
 
 

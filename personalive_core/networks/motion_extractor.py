@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import MotionExtractorConfig
-from ..keypoints import HeadPose
+from ..motion.keypoints import HeadPose
 
 
 class LayerNorm(nn.Module):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attention import Attention, pytorch_attention
 from ..config import UNetConfig
+from .attention import Attention, pytorch_attention
 from .spatial import SpatialTransformer, UNet
 
 ReferenceFeatures = dict[str, Tensor]

@@ -3,9 +3,9 @@
 from einops import rearrange
 from torch import Tensor, nn
 
-from .. import fused
-from ..attention import Attention
 from ..config import UNetConfig
+from . import fused
+from .attention import Attention
 from .blocks import CrossAttention, FeedForward, GroupNorm, LayerNorm, SelfAttention, frame_positions
 
 

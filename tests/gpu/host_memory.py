@@ -32,11 +32,11 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE.parent / "host"
 from prompts import node
 from server import Run, Server
 
-from personalive_core.motion import Motion
-from personalive_core.pictures import fit_picture, read_picture
-from personalive_core.standalone import Pipeline
-from personalive_core.video import VideoReader, VideoWriter
-from personalive_core.weights import find_weights
+from personalive_core.media.pictures import fit_picture, read_picture
+from personalive_core.media.video_reader import VideoReader, VideoWriter
+from personalive_core.motion.motion import Motion
+from personalive_core.pipeline import Pipeline
+from personalive_core.weights.find import find_weights
 
 GIB = 2**30
 MODES = {  # arguments of the host; GiB of the card that others leave

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from face import draw_face
-from personalive_core.adjust import Performance
-from personalive_core.keypoints import HeadPose
-from personalive_core.motion import Motion
-from personalive_core.motion_file import save_motion
-from personalive_core.seeded import normal
-from personalive_core.video import VideoReader, VideoWriter
+from personalive_core.media.video_reader import VideoReader, VideoWriter
+from personalive_core.motion.keypoints import HeadPose
+from personalive_core.motion.motion import Motion
+from personalive_core.motion.motion_file import save_motion
+from personalive_core.motion.performance import Performance
+from seeded import normal
 
 RATE = Fraction(30000, 1001)
 FRAMES = 6

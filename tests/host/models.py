@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from haar import write_cascade
-from personalive_core.seeded import seeded_state_dict, seeded_tensor
+from seeded import seeded_state_dict, seeded_tensor
 from tiny import TINY
 from weights_folder import PUBLISHED_IMAGE_ENCODER, PUBLISHED_VAE, write_weights
 

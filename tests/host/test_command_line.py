@@ -6,7 +6,7 @@ from media import SIZE, read_frames
 from prompts import video, with_own_encoders
 from test_nodes import saved, succeed
 
-from personalive_core.cli import main
+from personalive_core.cli.main import main
 
 FRAMES = 2  # the published VAE takes seconds a frame
 SEED = 7

@@ -9,10 +9,10 @@ from PIL import Image
 from prompts import node
 from test_nodes import succeed
 
-from personalive_core.pictures import read_picture
-from personalive_core.standalone import Pipeline
-from personalive_core.video import VideoReader
-from personalive_core.weights import EXAMPLE, MINIATURE, find_weights
+from personalive_core.media.pictures import read_picture
+from personalive_core.media.video_reader import VideoReader
+from personalive_core.pipeline import Pipeline
+from personalive_core.weights.find import EXAMPLE, MINIATURE, find_weights
 
 TEMPLATE = Path(__file__).parent / "workflows" / "Try it without downloads.json"
 

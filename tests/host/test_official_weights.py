@@ -16,8 +16,8 @@ from prompts import node, sampling, with_own_encoders
 from safetensors.torch import save_file
 from server import Server, WebSocket
 
-from personalive_core import hub
-from personalive_core.weights import CHECKPOINTS, SIZES_FILE
+from personalive_core.weights import hub
+from personalive_core.weights.find import CHECKPOINTS, SIZES_FILE
 from test_hub import StandIn
 
 REPOSITORY = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import InputError
+from ..errors import InputError
 from .keypoints import HeadPose, dots_inside, has_face_box, transform_keypoints
 from .motion import Motion
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import hub
+from ..errors import InputError
+from ..sampling.schedule import Schedule
+from ..weights import hub
+from ..weights.find import convert, find_weights
 from .crop_options import CropOptions, add_crop_options
-from .errors import InputError
 from .motion_options import MotionOptions, add_motion_options
-from .schedule import Schedule
-from .weights import convert, find_weights
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +106,9 @@ def _parser() -> argparse.ArgumentParser:
 def _animate(options: argparse.Namespace) -> None:
     from transformers.utils import logging as transformers_logging
 
-    from .reference import check_size
-    from .standalone import Pipeline, pick_device
-    from .video import VideoWriter
+    from ..media.video_reader import VideoWriter
+    from ..pipeline import Pipeline, pick_device
+    from ..sampling.reference import check_size
 
     transformers_logging.disable_progress_bar()  # ours is enough
     motion = MotionOptions(options)

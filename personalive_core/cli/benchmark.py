@@ -23,18 +23,18 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from .config import CHUNK, PIXELS_PER_LATENT, WINDOW, ModelConfig
-from .errors import InputError
-from .gpu import Arrival, send, visiting
-from .keyframes import FIRST_WINDOW, KeyframeSettings
-from .networks.denoising_unet import DenoisingUNet
-from .networks.reference_unet import ReferenceUNet
-from .pictures import fit_picture
-from .reference import Reference, check_size, encode_reference
-from .schedule import Schedule
-from .standalone import Pipeline, TinyDecoder, decoder_of, pick_device, pick_dtype, place
-from .video import VideoReader, VideoWriter
-from .weights import EXAMPLE, meta_networks
+from ..config import CHUNK, PIXELS_PER_LATENT, WINDOW, ModelConfig
+from ..errors import InputError
+from ..media.pictures import fit_picture
+from ..media.video_reader import VideoReader, VideoWriter
+from ..networks.denoising_unet import DenoisingUNet
+from ..networks.reference_unet import ReferenceUNet
+from ..pipeline import Pipeline, TinyDecoder, decoder_of, pick_device, pick_dtype, place
+from ..sampling.cuda import Arrival, send, visiting
+from ..sampling.keyframes import FIRST_WINDOW, KeyframeSettings
+from ..sampling.reference import Reference, check_size, encode_reference
+from ..sampling.schedule import Schedule
+from ..weights.find import EXAMPLE, meta_networks
 
 CPU, RATE = torch.device("cpu"), Fraction(25)
 REPEATS = 20

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .adjust import Performance, Strength, retarget_motion
-from .driving_crop import DrivingFrame
-from .errors import InputError
-from .held import describe_held
-from .keyframes import KeyframeSettings
-from .motion import Motion, MotionRecord
-from .motion_file import load_motion, save_motion
-from .portrait import draw_crop
-from .reference import Reference
-from .sheet import ContactSheet
-from .standalone import Pipeline
-from .video import Frame, VideoReader
+from ..errors import InputError
+from ..framing.crop import draw_crop
+from ..framing.driving_crop import DrivingFrame
+from ..media.contact_sheet import ContactSheet
+from ..media.video_reader import Frame, VideoReader
+from ..motion.hold import describe_held
+from ..motion.motion import Motion, MotionRecord
+from ..motion.motion_file import load_motion, save_motion
+from ..motion.performance import Performance, Strength, retarget_motion
+from ..pipeline import Pipeline
+from ..sampling.keyframes import KeyframeSettings
+from ..sampling.reference import Reference
 
 
 def add_motion_options(animate: argparse.ArgumentParser) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import CHUNK, WARM_UP, WINDOW
-from .errors import InputError
+from ..config import CHUNK, WARM_UP, WINDOW
+from ..errors import InputError
 
 TRAINING_STEPS = 1000
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .config import CHUNK
+from ..config import CHUNK
+from ..networks.motion_encoder import MotionEncoder
+from ..networks.motion_extractor import MotionExtractor
 from .keypoints import HeadPose, crop_faces, face_boxes, fill_empty_boxes, transform_keypoints
-from .networks.motion_encoder import MotionEncoder
-from .networks.motion_extractor import MotionExtractor
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from .keypoints import draw_keypoint_map, transform_keypoints
-from .motion import Motion
+from ..motion.keypoints import draw_keypoint_map, transform_keypoints
+from ..motion.motion import Motion
 
 ROWS = ("whole", "driver", "keypoints", "result")
 HELD = (229, 57, 53)  # the colour around a driver's frame whose motion was held

@@ -13,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..config import ModelConfig
+from ..errors import InputError
+from ..networks.denoising_unet import DenoisingUNet
+from ..networks.motion_encoder import MotionEncoder
+from ..networks.motion_extractor import MotionExtractor
+from ..networks.pose_guider import PoseGuider
+from ..networks.reference_unet import ReferenceUNet
 from . import hub
-from .config import ModelConfig
-from .errors import InputError
-from .networks.denoising_unet import DenoisingUNet
-from .networks.motion_encoder import MotionEncoder
-from .networks.motion_extractor import MotionExtractor
-from .networks.pose_guider import PoseGuider
-from .networks.reference_unet import ReferenceUNet
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ CHECKPOINTS = tuple(name for names in NETWORK_FILES.values() for name in names)
 
 SIZES_FILE = "sizes.json"
 
-MINIATURE = Path(__file__).with_name("miniature")
+MINIATURE = Path(__file__).parents[1] / "miniature"
 """A weights folder that comes with the package: small networks that know drawn faces (tools/train_miniature.py)."""
 
 EXAMPLE = MINIATURE / "example"

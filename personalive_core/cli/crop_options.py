@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .driving_crop import (
+from ..errors import InputError
+from ..framing.crop import FEATHER, MARGIN, SHIFT, Crop, PasteBack, draw_crop, find_by_keypoints, refine_face
+from ..framing.driving_crop import (
     MODES,
     DrivingCrop,
     DrivingFrame,
@@ -19,11 +21,9 @@ from .driving_crop import (
     locate_by_detector,
     locate_by_keypoints,
 )
-from .errors import InputError
-from .faces import Box, choose_face, find_faces, load_detector
-from .networks.motion_extractor import MotionExtractor
-from .pictures import fit_picture, read_picture
-from .portrait import FEATHER, MARGIN, SHIFT, Crop, PasteBack, draw_crop, find_by_keypoints, refine_face
+from ..framing.face_detector import Box, choose_face, find_faces, load_detector
+from ..media.pictures import fit_picture, read_picture
+from ..networks.motion_extractor import MotionExtractor
 
 
 def add_crop_options(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +119,7 @@ class CropOptions:
             locate = locate_by_detector(self._detector)
         fixed, room = None, dict(margin=options.margin, shift=options.shift)
         if options.crop_driving == "fixed":
-            from .video import VideoReader
+            from ..media.video_reader import VideoReader
 
             with VideoReader(options.driving_video) as video:
                 end = options.start + options.length if options.length else None

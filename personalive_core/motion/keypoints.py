@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .config import WARM_UP
+from ..config import WARM_UP
 
 DOTS = {  # keypoint -> its colour in the keypoint map
     1: (1, 0, 0),

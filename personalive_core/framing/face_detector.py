@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from .errors import InputError
+from ..errors import InputError
 
 SUFFIXES = (".onnx", ".xml")
 CHOICES = ("largest", "centre")  # or a number

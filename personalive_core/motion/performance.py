@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import InputError
+from ..errors import InputError
 from .keypoints import HeadPose, retarget
 from .motion import Motion
 

@@ -9,19 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .adjust import PUBLISHED, Strength, retarget_motion
-from .config import CHUNK, PIXELS_PER_LATENT, WARM_UP, WINDOW
-from .denoise import denoise_window
-from .errors import InputError
-from .gpu import Captured, send
+from ..config import CHUNK, PIXELS_PER_LATENT, WARM_UP, WINDOW
+from ..errors import InputError
+from ..motion.keypoints import HeadPose, draw_keypoint_map, transform_keypoints, warm_up_poses
+from ..motion.motion import Motion
+from ..motion.performance import PUBLISHED, Strength, retarget_motion
+from ..networks.denoising_unet import Conditioning, DenoisingUNet
+from ..networks.pose_guider import PoseGuider
+from ..networks.reference_unet import ReferenceFeatures
+from .cuda import Captured, send
 from .keyframes import FIRST_WINDOW, KeyframeBank, KeyframeSettings
-from .keypoints import HeadPose, draw_keypoint_map, transform_keypoints, warm_up_poses
-from .motion import Motion
-from .networks.denoising_unet import Conditioning, DenoisingUNet
-from .networks.pose_guider import PoseGuider
-from .networks.reference_unet import ReferenceFeatures
 from .reference import Reference
 from .schedule import Schedule
+from .window import denoise_window
 
 FLUSH = WARM_UP  # frames that push the last driving frames out
 

@@ -19,7 +19,7 @@ import av.filter
 import numpy as np
 from av.sidedata.sidedata import Type
 
-from .errors import InputError
+from ..errors import InputError
 from .hdr import HLG, PQ, add_tone_map
 from .pictures import fit_picture, read_picture
 

@@ -14,24 +14,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
-from .adjust import PUBLISHED, Strength
 from .config import CHUNK, LATENT_SCALE
-from .driving_crop import DrivingFrame
 from .errors import InputError
-from .gpu import Arrival, CapturedNetwork, can_capture, on_stream, send, side_stream, visiting
-from .held import Hold
-from .keyframes import KeyframeSettings
-from .motion import Motion, extract_motion
+from .framing.driving_crop import DrivingFrame
+from .motion.hold import Hold
+from .motion.motion import Motion, extract_motion
+from .motion.performance import PUBLISHED, Strength
 from .networks.denoising_unet import DenoisingUNet
 from .networks.motion_encoder import MotionEncoder
 from .networks.motion_extractor import MotionExtractor
 from .networks.pose_guider import PoseGuider
 from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
 from .networks.vae_decoder import VAEDecoder
-from .reference import Reference, check_size, encode_reference
-from .schedule import Schedule
-from .stream import Stream
-from .weights import WeightFiles, load_network, meta_networks
+from .sampling.cuda import Arrival, CapturedNetwork, can_capture, on_stream, send, side_stream, visiting
+from .sampling.keyframes import KeyframeSettings
+from .sampling.reference import Reference, check_size, encode_reference
+from .sampling.schedule import Schedule
+from .sampling.stream import Stream
+from .weights.find import WeightFiles, load_network, meta_networks
 
 DECODED_TOGETHER = 2  # frames; four at once take twice the memory and are 3 % faster on one H200
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's own

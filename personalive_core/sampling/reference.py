@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .config import LATENT_SCALE, PIXELS_PER_LATENT
-from .errors import InputError
-from .motion import Motion, extract_motion
-from .networks.motion_encoder import MotionEncoder
-from .networks.motion_extractor import MotionExtractor
-from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
+from ..config import LATENT_SCALE, PIXELS_PER_LATENT
+from ..errors import InputError
+from ..motion.motion import Motion, extract_motion
+from ..networks.motion_encoder import MotionEncoder
+from ..networks.motion_extractor import MotionExtractor
+from ..networks.reference_unet import ReferenceFeatures, ReferenceUNet
 
 MINIMUM_SIDE = 128
 

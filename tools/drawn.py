@@ -12,9 +12,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from .config import WARM_UP
-from .errors import InputError
-from .keypoints import DOTS, TRANSLATION_GAIN
+from personalive_core.config import WARM_UP
+from personalive_core.errors import InputError
+from personalive_core.motion.keypoints import DOTS, TRANSLATION_GAIN
 
 try:
     import cv2

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .config import CHUNK
-from .errors import InputError
+from ..config import CHUNK
+from ..errors import InputError
 
 FIRST_WINDOW = 9  # counted from 0; the frames of earlier windows are neither compared nor banked
 

@@ -9,10 +9,10 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
-from .errors import InputError
-from .faces import Box
-from .keypoints import BOX_GRID, face_boxes, transform_keypoints
-from .networks.motion_extractor import MotionExtractor
+from ..errors import InputError
+from ..motion.keypoints import BOX_GRID, face_boxes, transform_keypoints
+from ..networks.motion_extractor import MotionExtractor
+from .face_detector import Box
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .networks.denoising_unet import Conditioning, DenoisingUNet
+from ..networks.denoising_unet import Conditioning, DenoisingUNet
 from .schedule import Schedule
 
 

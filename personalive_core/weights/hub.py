@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Request, build_opener
 
-from .errors import InputError
+from ..errors import InputError
 
 _log = logging.getLogger(__name__)
 

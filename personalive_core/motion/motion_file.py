@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .adjust import Performance, Strength
-from .errors import InputError
+from ..errors import InputError
 from .motion import Motion
+from .performance import Performance, Strength
 
 FORMAT, VERSION = "personalive motion", 1
 SUFFIX = ".motion.safetensors"

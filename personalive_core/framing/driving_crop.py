@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .errors import InputError
-from .faces import Box, Detector, choose_face, find_faces
-from .networks.motion_extractor import MotionExtractor
-from .portrait import MARGIN, SHIFT, Crop, find_by_keypoints, refine_face
+from ..errors import InputError
+from ..networks.motion_extractor import MotionExtractor
+from .crop import MARGIN, SHIFT, Crop, find_by_keypoints, refine_face
+from .face_detector import Box, Detector, choose_face, find_faces
 
 MODES = ("smoothed", "fixed", "per-frame")
 SIZE = 512  # pixels of the cropped frames, as the model was trained

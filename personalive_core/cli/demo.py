@@ -9,11 +9,11 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from .errors import InputError
-from .pictures import contact_sheet, read_picture
-from .standalone import Pipeline
-from .video import VideoReader, VideoWriter
-from .weights import EXAMPLE, MINIATURE, find_weights
+from ..errors import InputError
+from ..media.pictures import contact_sheet, read_picture
+from ..media.video_reader import VideoReader, VideoWriter
+from ..pipeline import Pipeline
+from ..weights.find import EXAMPLE, MINIATURE, find_weights
 
 COLUMNS = 8  # moments on the sheet
 
