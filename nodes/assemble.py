@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..personalive_core.config import PIXELS_PER_LATENT
 from ..personalive_core.errors import InputError
-from ..personalive_core.media.video_reader import VideoWriter
+from ..personalive_core.media.video_writer import VideoWriter
 from ..personalive_core.sampling.cuda import Arrival
 from . import convert, decode
 

@@ -45,7 +45,9 @@ def can_capture(patcher) -> bool:
     user has not switched graphs off, as newer hosts let them."""
     is_whole = all(p.device.type == "cuda" for p in patcher.model.parameters())
     is_allowed = not getattr(args, "disable_cuda_graphs", False)
-    return is_whole and is_allowed and optimized_attention is attention_pytorch and cuda.can_capture(patcher.load_device)
+    return (
+        is_whole and is_allowed and optimized_attention is attention_pytorch and cuda.can_capture(patcher.load_device)
+    )
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import comfy.sd
 from comfy_api.latest import io
 
 from ..personalive_core.errors import InputError
-from ..personalive_core.weights.find import WeightFiles, load_checkpoint
+from ..personalive_core.weights.find import WeightFiles
+from ..personalive_core.weights.load import load_checkpoint
 from .load import ModelType, PersonaLiveModel
 from .weights import encoder_files, host_file
 

@@ -15,7 +15,8 @@ from ..personalive_core.networks.motion_encoder import MotionEncoder
 from ..personalive_core.networks.motion_extractor import MotionExtractor
 from ..personalive_core.networks.pose_guider import PoseGuider
 from ..personalive_core.networks.reference_unet import ReferenceUNet
-from ..personalive_core.weights.find import WeightFiles, checked_state_dict, find_weights, meta_networks
+from ..personalive_core.weights.find import WeightFiles, find_weights
+from ..personalive_core.weights.load import checked_state_dict, meta_networks
 from . import compat
 from .weights import OFFICIAL, checkpoint_files, encoder_files, fingerprint, prepare, weight_sets
 

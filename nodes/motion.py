@@ -19,9 +19,10 @@ from ..personalive_core.errors import InputError
 from ..personalive_core.framing.crop import draw_crop
 from ..personalive_core.framing.driving_crop import DrivingFrame
 from ..personalive_core.media.contact_sheet import BORDER, HELD, ContactSheet
+from ..personalive_core.motion.extraction import extract_motion
 from ..personalive_core.motion.hold import Hold, describe_held
 from ..personalive_core.motion.keypoints import crop_faces, draw_keypoint_map, transform_keypoints
-from ..personalive_core.motion.motion import Motion, MotionRecord, extract_motion
+from ..personalive_core.motion.motion import Motion, MotionRecord
 from ..personalive_core.motion.performance import Performance, trim
 from . import convert, memory
 from .driving import Driving, open_driving

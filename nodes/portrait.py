@@ -18,18 +18,10 @@ from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
 
 from ..personalive_core.errors import InputError
-from ..personalive_core.framing.crop import (
-    FEATHER,
-    MARGIN,
-    SHIFT,
-    Crop,
-    PasteBack,
-    draw_crop,
-    find_by_keypoints,
-    refine_face,
-)
+from ..personalive_core.framing.crop import MARGIN, SHIFT, Crop, draw_crop, find_by_keypoints, refine_face
 from ..personalive_core.framing.face_detector import CHOICES, Box, choose_face, find_faces
-from ..personalive_core.media.video_reader import VideoWriter
+from ..personalive_core.framing.paste_back import FEATHER, PasteBack
+from ..personalive_core.media.video_writer import VideoWriter
 from . import convert, memory
 from .assemble import CRF, write_sound
 from .detectors import detector_input, open_detector

@@ -15,7 +15,8 @@ from server import PromptServer
 
 from ..personalive_core.errors import InputError
 from ..personalive_core.weights import hub
-from ..personalive_core.weights.find import CHECKPOINTS, MINIATURE, WeightFiles, convert, find_weights, weights_in
+from ..personalive_core.weights.convert import convert
+from ..personalive_core.weights.find import CHECKPOINTS, MINIATURE, WeightFiles, find_weights, weights_in
 
 _log = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ from transformers import CLIPVisionModelWithProjection
 from .config import CHUNK, LATENT_SCALE
 from .errors import InputError
 from .framing.driving_crop import DrivingFrame
+from .motion.extraction import extract_motion
 from .motion.hold import Hold
-from .motion.motion import Motion, extract_motion
+from .motion.motion import Motion
 from .motion.performance import PUBLISHED, Strength
 from .networks.denoising_unet import DenoisingUNet
 from .networks.motion_encoder import MotionEncoder
@@ -31,7 +32,8 @@ from .sampling.keyframes import KeyframeSettings
 from .sampling.reference import Reference, check_size, encode_reference
 from .sampling.schedule import Schedule
 from .sampling.stream import Stream
-from .weights.find import WeightFiles, load_network, meta_networks
+from .weights.find import WeightFiles
+from .weights.load import load_network, meta_networks
 
 DECODED_TOGETHER = 2  # frames; four at once take twice the memory and are 3 % faster on one H200
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's own

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from drawn import Character, Pose, draw, perform, random_character, right_answer
 
+from drawn import Character, Pose, draw, perform, random_character, right_answer
 from measure import psnr
 from personalive_core.pipeline import Pipeline
 

@@ -8,6 +8,7 @@ from dataclasses import astuple, fields, replace
 
 import cv2
 import numpy as np
+
 from drawn import Character, Pose, draw
 
 NAMES = [field.name for field in fields(Pose)]

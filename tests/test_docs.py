@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 HELP = ROOT / "nodes" / "web" / "docs"
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(HELP.glob("*.md"))]
-SOURCES = [*Path(hub.__file__).parent.rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]
+SOURCES = [*Path(hub.__file__).parents[1].rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]
 VALUE = "\0"  # stands for what a message fills in
 LARGEST = 80_000  # bytes of a picture on a help page
 

@@ -17,7 +17,7 @@ from personalive_core.config import (
 )
 from personalive_core.networks.denoising_unet import DenoisingUNet
 from personalive_core.networks.reference_unet import ReferenceUNet
-from personalive_core.weights.find import meta_networks
+from personalive_core.weights.load import meta_networks
 from seeded import COMPONENTS, seeded_state_dict
 
 ASSETS = Path(__file__).parent / "assets"

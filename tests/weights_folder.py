@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from personalive_core.config import ModelConfig
-from personalive_core.weights.find import NETWORK_FILES, SIZES_FILE, meta_networks
+from personalive_core.weights.find import NETWORK_FILES, SIZES_FILE
+from personalive_core.weights.load import meta_networks
 from seeded import COMPONENTS, seeded_state_dict
 
 PUBLISHED_VAE = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=256)

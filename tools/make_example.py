@@ -7,10 +7,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from drawn import Pose, draw, perform, random_character, right_answer
 from PIL import Image
 
-from personalive_core.media.video_reader import VideoWriter
+from drawn import Pose, draw, perform, random_character, right_answer
+from personalive_core.media.video_writer import VideoWriter
 from personalive_core.weights.find import EXAMPLE
 
 CHARACTER, DRIVER, PERFORMANCE = 34, 16, 351  # seeds that no training take has

@@ -19,6 +19,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from make_workflows import (
     DETECTOR,
     MOTION,
@@ -32,10 +34,8 @@ from make_workflows import (
     photo,
     portrait,
 )
-from PIL import Image
-
 from personalive_core.cli.demo import run_demo
-from personalive_core.media.video_reader import VideoWriter
+from personalive_core.media.video_writer import VideoWriter
 
 sys.path.append(str(ROOT / "tests" / "host"))
 

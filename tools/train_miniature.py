@@ -35,6 +35,9 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
 from drawn import (
     Pose,
     canonical_keypoints,
@@ -45,9 +48,6 @@ from drawn import (
     right_answer,
     warm_up_answers,
 )
-from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
 from personalive_core.config import (
     CHUNK,
     LATENT_SCALE,
@@ -63,7 +63,6 @@ from personalive_core.config import (
 from personalive_core.media.pictures import contact_sheet
 from personalive_core.motion.keypoints import (
     BOX_GRID,
-    HeadPose,
     draw_keypoint_map,
     face_boxes,
     fill_empty_boxes,
@@ -72,6 +71,7 @@ from personalive_core.motion.keypoints import (
 )
 from personalive_core.networks.attention import pytorch_attention
 from personalive_core.networks.denoising_unet import Conditioning, DenoisingUNet
+from personalive_core.networks.head_pose import HeadPose
 from personalive_core.networks.motion_encoder import MotionEncoder
 from personalive_core.networks.motion_extractor import GlobalResponseNorm, LayerNorm, MotionExtractor
 from personalive_core.networks.pose_guider import PoseGuider

@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..framing.crop import FEATHER, MARGIN, SHIFT, Crop, PasteBack, draw_crop, find_by_keypoints, refine_face
+from ..framing.crop import MARGIN, SHIFT, Crop, draw_crop, find_by_keypoints, refine_face
 from ..framing.driving_crop import (
     MODES,
     DrivingCrop,
@@ -22,6 +22,7 @@ from ..framing.driving_crop import (
     locate_by_keypoints,
 )
 from ..framing.face_detector import Box, choose_face, find_faces, load_detector
+from ..framing.paste_back import FEATHER, PasteBack
 from ..media.pictures import fit_picture, read_picture
 from ..networks.motion_extractor import MotionExtractor
 

@@ -1,26 +1,40 @@
 """The whole way on a CPU in under a minute, with nothing downloaded: the miniature, whose small networks know drawn
 faces, moves one character by another's performance."""
 
+import argparse
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
 from ..media.pictures import contact_sheet, read_picture
-from ..media.video_reader import VideoReader, VideoWriter
-from ..pipeline import Pipeline
+from ..media.video_reader import VideoReader
+from ..media.video_writer import VideoWriter
 from ..weights.find import EXAMPLE, MINIATURE, find_weights
 
 COLUMNS = 8  # moments on the sheet
 
 
+def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser("demo", parents=parents, help="the whole way on the CPU, with nothing downloaded")
+    demo.add_argument("-o", "--output", type=Path, default=Path("outputs/demo.mp4"))
+    demo.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    run_demo(options.output)
+
+
 def run_demo(output: Path) -> None:
     """Writes the video to `output`, and beside it (`.png`) a sheet: the portrait and the driver, the result, the right
     answer, which was drawn. InputError: the weights are not in the package, or `output` cannot be written."""
+    from transformers.utils import logging as transformers_logging
+
+    from ..pipeline import Pipeline
+
     files = find_weights(MINIATURE)
     if files.missing:
         raise InputError(f"the miniature's weights are not in {MINIATURE}: install the package again, as a whole.")

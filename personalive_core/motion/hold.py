@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from .keypoints import HeadPose, dots_inside, has_face_box, transform_keypoints
+from ..networks.head_pose import HeadPose
+from .keypoints import dots_inside, has_face_box, transform_keypoints
 from .motion import Motion
 
 THUMBNAIL = 32  # pixels on a side

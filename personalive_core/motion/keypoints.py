@@ -4,14 +4,12 @@ Plain functions on float32 tensors of any device. The face boxes and the crops c
 do: a box x1, y1, x2, y2 takes columns x1 .. x2 - 1 and rows y1 .. y2 - 1.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import WARM_UP
+from ..networks.head_pose import HeadPose
 
 DOTS = {  # keypoint -> its colour in the keypoint map
     1: (1, 0, 0),
@@ -25,30 +23,6 @@ DOTS = {  # keypoint -> its colour in the keypoint map
 DOT_RADIUS = 4  # pixels, at every output size
 BOX_GRID = 512  # face boxes are found on a picture of this width and height, whatever the frame's
 TRANSLATION_GAIN = 0.5  # how much of the driver's movement the portrait takes
-
-
-@dataclass(frozen=True, eq=False)
-class HeadPose:
-    """The head in each of F frames; float32."""
-
-    angles: Tensor  # (F, 3) pitch, yaw, roll in degrees
-    translation: Tensor  # (F, 3)
-    scale: Tensor  # (F, 1)
-    keypoints: Tensor  # (F, 21, 3) canonical: before rotation, scale and translation
-
-    def __len__(self) -> int:
-        return len(self.angles)
-
-    def __getitem__(self, frames: slice | list[int]) -> "HeadPose":
-        return HeadPose(*(x[frames] for x in vars(self).values()))
-
-    def to(self, device: torch.device | str) -> "HeadPose":
-        return HeadPose(*(x.to(device) for x in vars(self).values()))
-
-    @staticmethod
-    def cat(poses: Sequence["HeadPose"]) -> "HeadPose":
-        """The frames of all poses, one after the other."""
-        return HeadPose(*(torch.cat(x) for x in zip(*(vars(pose).values() for pose in poses), strict=True)))
 
 
 def _rotate(a: Tensor, b: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:

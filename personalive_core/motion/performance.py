@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from .keypoints import HeadPose, retarget
+from ..networks.head_pose import HeadPose
+from .keypoints import retarget
 from .motion import Motion
 
 LARGEST_STRENGTH = 3.0

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import MotionExtractorConfig
-from ..motion.keypoints import HeadPose
+from .head_pose import HeadPose
 
 
 class LayerNorm(nn.Module):

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ..config import LATENT_SCALE, PIXELS_PER_LATENT
 from ..errors import InputError
-from ..motion.motion import Motion, extract_motion
+from ..motion.extraction import extract_motion
+from ..motion.motion import Motion
 from ..networks.motion_encoder import MotionEncoder
 from ..networks.motion_extractor import MotionExtractor
 from ..networks.reference_unet import ReferenceFeatures, ReferenceUNet

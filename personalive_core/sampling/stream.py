@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..config import CHUNK, PIXELS_PER_LATENT, WARM_UP, WINDOW
 from ..errors import InputError
-from ..motion.keypoints import HeadPose, draw_keypoint_map, transform_keypoints, warm_up_poses
+from ..motion.keypoints import draw_keypoint_map, transform_keypoints, warm_up_poses
 from ..motion.motion import Motion
 from ..motion.performance import PUBLISHED, Strength, retarget_motion
 from ..networks.denoising_unet import Conditioning, DenoisingUNet
+from ..networks.head_pose import HeadPose
 from ..networks.pose_guider import PoseGuider
 from ..networks.reference_unet import ReferenceFeatures
 from .cuda import Captured, send

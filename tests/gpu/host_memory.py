@@ -33,7 +33,8 @@ from prompts import node
 from server import Run, Server
 
 from personalive_core.media.pictures import fit_picture, read_picture
-from personalive_core.media.video_reader import VideoReader, VideoWriter
+from personalive_core.media.video_reader import VideoReader
+from personalive_core.media.video_writer import VideoWriter
 from personalive_core.motion.motion import Motion
 from personalive_core.pipeline import Pipeline
 from personalive_core.weights.find import find_weights

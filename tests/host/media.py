@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from face import draw_face
-from personalive_core.media.video_reader import VideoReader, VideoWriter
-from personalive_core.motion.keypoints import HeadPose
+from personalive_core.media.video_reader import VideoReader
+from personalive_core.media.video_writer import VideoWriter
 from personalive_core.motion.motion import Motion
 from personalive_core.motion.motion_file import save_motion
 from personalive_core.motion.performance import Performance
+from personalive_core.networks.head_pose import HeadPose
 from seeded import normal
 
 RATE = Fraction(30000, 1001)

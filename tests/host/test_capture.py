@@ -18,7 +18,7 @@ import torch
 from personalive.nodes import compat
 
 device = torch.device("cuda", 0)
-compat.gpu.can_capture = lambda device: True
+compat.cuda.can_capture = lambda device: True
 network = SimpleNamespace(parameters=lambda: [SimpleNamespace(device=device)])
 print("may capture:", compat.can_capture(SimpleNamespace(model=network, load_device=device)))
 """

@@ -9,7 +9,7 @@ from prompts import node, sampling, video
 from test_nodes import latents, saved, succeed
 
 from face import draw_face
-from personalive_core.media.video_reader import VideoWriter
+from personalive_core.media.video_writer import VideoWriter
 
 WIDTH, HEIGHT = 641, 400
 

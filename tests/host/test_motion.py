@@ -15,7 +15,8 @@ from server import Server
 from test_nodes import latents, saved, succeed
 
 from face import draw_face
-from personalive_core.media.video_reader import VideoReader, VideoWriter
+from personalive_core.media.video_reader import VideoReader
+from personalive_core.media.video_writer import VideoWriter
 
 
 def adjusted(**settings) -> dict:

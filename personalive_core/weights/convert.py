@@ -1,0 +1,93 @@
+"""Makes a smaller set of weights: half precision, without what the model does not use."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..errors import InputError
+from . import hub
+from .find import NETWORK_FILES, SIZES_FILE, WeightFiles
+from .load import checked_state_dict, is_computed, load_checkpoint, meta_networks
+
+
+def convert(source: WeightFiles, target: Path, progress: hub.Progress | None = None) -> None:
+    """Writes the six checkpoints to `target` as `<name>.safetensors`, checked, without what the model does not use.
+
+    In float16, but the motion extractor in float32: its keypoints are rounded to pixels. One file in memory at a
+    time; a file gets its name once it is whole, and one that is there and whole stays. InputError: a file is missing,
+    does not fit the model or float16, or the disk is too small. An exception from `progress` leaves no half file.
+    """
+    networks = meta_networks(source.config)
+    todo = []
+    for network, names in NETWORK_FILES.items():
+        paths = source.paths(network)
+        used = checked_state_dict(networks[network], paths).keys()
+        for name, path in zip(names, paths, strict=True):
+            keys = {key for key in load_checkpoint(path) if key in used and not is_computed(key)}
+            if not _is_converted(target / f"{name}.safetensors", keys):
+                todo.append((name, path, keys))
+    total = sum(
+        value.numel() * _dtype(name).itemsize
+        for name, path, keys in todo
+        for key, value in load_checkpoint(path).items()
+        if key in keys
+    )
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target).free
+        if total > free:
+            raise InputError(
+                f"{target} has {free / 1e9:.2f} GB free and the converted files need {total / 1e9:.2f} GB: "
+                "free some space or choose another folder."
+            )
+        if source.config != ModelConfig():
+            source.config.write(target / SIZES_FILE)
+        done = 0
+        for name, path, keys in todo:
+            cast, dtype = {}, _dtype(name)
+            for key, value in load_checkpoint(path).items():
+                if key in keys:
+                    cast[key] = _cast(path, key, value, dtype)
+                    done += cast[key].nbytes
+                    if progress:
+                        progress(f"{name}.safetensors", done, total)
+            _write(cast, target / f"{name}.safetensors", path.name)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{target} cannot be written ({error}): choose another folder.") from error
+
+
+def _dtype(name: str) -> torch.dtype:
+    return torch.float32 if name == "motion_extractor" else torch.float16
+
+
+def _is_converted(path: Path, keys: set[str]) -> bool:
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys()) == keys
+    except (OSError, SafetensorError):
+        return False
+
+
+def _cast(path: Path, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    limit = torch.finfo(dtype).max
+    low, high = value.aminmax()
+    if not (-limit <= low and high <= limit):  # also for NaN
+        raise InputError(
+            f"{key} in {path} goes from {low:.3g} to {high:.3g}, which {dtype} cannot hold: use the file as it is, "
+            "without converting."
+        )
+    return value.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _write(state_dict: dict[str, Tensor], path: Path, source: str) -> None:
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        save_file(state_dict, partial, metadata={"format": "pt", "source": source})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

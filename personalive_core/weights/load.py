@@ -1,0 +1,154 @@
+"""Reads checkpoints safely, checks every key and shape, and gives them to networks."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..errors import InputError
+from ..networks.denoising_unet import DenoisingUNet
+from ..networks.motion_encoder import MotionEncoder
+from ..networks.motion_extractor import MotionExtractor
+from ..networks.pose_guider import PoseGuider
+from ..networks.reference_unet import ReferenceUNet
+
+_log = logging.getLogger(__name__)
+
+_COMPUTED = {
+    "pe",
+    "idx_tensor",
+    "num_batches_tracked",
+}  # buffers that are made anew, whether a checkpoint has them or not
+_UNUSED = "detector.fc_exp."  # expression head of the motion extractor: trained, published, not used by the model
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.pth` or `.safetensors` file, mapped (read when used) where the format allows it, on the CPU.
+
+    Code in a pickle is refused, never run. InputError: not there, empty, truncated, no checkpoint, code in it.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is not a file: run `python -m personalive_core download`.")
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            head = file.read(20)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}).") from error
+    if head.startswith(b"version https://git-"):
+        raise InputError(f"{path} ({size} bytes) only points to a file kept by git-lfs: download the file itself.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        zipped = head.startswith(b"PK")  # only this form of `torch.save` can be mapped
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can raise anything; PyTorch's words advise to load it unsafely
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise InputError(
+                f"{path} ({size} bytes) is a pickle that wants to use {code[1]}, which was refused and not run: "
+                "delete the file and download it from its own address."
+            ) from error
+        raise InputError(
+            f"{path} ({size} bytes) is truncated or no checkpoint (nothing in it was run): download it again."
+        ) from error
+    if not isinstance(checkpoint, dict) or not all(isinstance(value, Tensor) for value in checkpoint.values()):
+        raise InputError(f"{path} ({size} bytes) does not hold names and tensors alone: download it again.")
+    return checkpoint
+
+
+def checked_state_dict(network: nn.Module, paths: Sequence[Path]) -> dict[str, Tensor]:
+    """What `network` (best on the meta device) loads strictly from its checkpoints, on the CPU in the files' types.
+
+    Merges the files; leaves out buffers that are computed and weights the model has no use for; starts the batch
+    counters of batch norms at 0. InputError names file and keys: missing, unknown, in two files, of another shape or
+    not floating point. Of two paths the first is the 2D UNet with motion modules, the second the temporal modules.
+    """
+    expected = network.state_dict()
+    merged, origin = {}, {}
+    for path in paths:
+        for key, value in _used(path, load_checkpoint(path), expected).items():
+            if key in merged:
+                raise InputError(f"{key} is both in {origin[key]} and in {path}: download both again.")
+            merged[key], origin[key] = value, path
+    counters = {key: torch.zeros_like(value, device="cpu") for key, value in expected.items() if is_computed(key)}
+    problems = []
+    for path in paths:
+        missing = [
+            key
+            for key in expected.keys() - counters.keys() - merged.keys()
+            if path == (paths[-1] if ".temporal_modules." in key else paths[0])
+        ]
+        mine = [key for key in merged if origin[key] == path]
+        unknown = [key for key in mine if key not in expected]
+        other = [
+            f"{key} {tuple(merged[key].shape)} in place of {tuple(expected[key].shape)}"
+            for key in mine
+            if key in expected and merged[key].shape != expected[key].shape
+        ]
+        integer = [f"{key} {merged[key].dtype}" for key in mine if not merged[key].is_floating_point()]
+        for what, keys in (
+            ("lacks", sorted(missing)),
+            ("has unknown keys:", unknown),
+            ("has other shapes:", other),
+            ("is not floating point at", integer),
+        ):
+            if keys:
+                problems.append(f"{path} {what} {_some(keys)}")
+    if problems:
+        raise InputError(
+            f"{'; '.join(problems)}: this is not the published {type(network).__name__}, download it again."
+        )
+    return {key: counters[key] if key in counters else merged[key] for key in expected}
+
+
+def is_computed(key: str) -> bool:
+    return key.rpartition(".")[2] in _COMPUTED
+
+
+def _used(path: Path, checkpoint: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    used = {k: v for k, v in checkpoint.items() if not is_computed(k) and not k.startswith(_UNUSED)}
+    if path.stem == "motion_extractor":  # published with heads of its training that the model has no use for
+        extra = [key for key in used if key not in expected]
+        if extra:
+            _log.info("%s: not used: %s", path, _some(extra))
+        used = {key: value for key, value in used.items() if key in expected}
+    return used
+
+
+def _some(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return ", ".join(keys[:5]) + more
+
+
+def load_network(network: Network, paths: Sequence[Path], dtype: torch.dtype | None = None) -> Network:
+    """Gives `network`, made on the meta device, the weights of its checkpoints; on the CPU, ready for inference.
+
+    dtype None keeps the files' own, and the weights stay mapped. InputError as in `checked_state_dict`.
+    """
+    state_dict = checked_state_dict(network, paths)
+    if dtype is not None:
+        state_dict = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state_dict.items()}
+    network.load_state_dict(state_dict, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def meta_networks(config: ModelConfig | None = None) -> dict[str, nn.Module]:
+    """The five networks without weights (on the meta device), by the names in `NETWORK_FILES`."""
+    config = config or ModelConfig()
+    return {
+        "denoising_unet": DenoisingUNet(config.unet, device="meta"),
+        "reference_unet": ReferenceUNet(config.unet, device="meta"),
+        "motion_encoder": MotionEncoder(config.motion_encoder, device="meta"),
+        "motion_extractor": MotionExtractor(config.motion_extractor, device="meta"),
+        "pose_guider": PoseGuider(config.pose_guider, device="meta"),
+    }

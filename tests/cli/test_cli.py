@@ -1,0 +1,275 @@
+"""The command line with tiny weights on disk: what comes out, and one sentence for everything that cannot work."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+
+from face import draw_face
+from personalive_core.cli import demo
+from personalive_core.cli.main import main
+from personalive_core.media.pictures import read_picture
+from personalive_core.media.video_reader import VideoReader
+from personalive_core.media.video_writer import VideoWriter
+from personalive_core.weights.find import EXAMPLE
+from tiny import TINY
+from weights_folder import write_weights
+
+RATE = Fraction(30000, 1001)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / "pretrained_weights"
+    write_weights(
+        folder,
+        TINY,
+        vae=dict(block_out_channels=(32,) * 4),
+        image_encoder=dict(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, patch_size=14
+        ),
+    )
+    return folder
+
+
+@pytest.fixture
+def portrait(tmp_path: Path) -> Path:
+    Image.fromarray(draw_face()).save(tmp_path / "portrait.png")
+    return tmp_path / "portrait.png"
+
+
+def write_clip(path: Path, frames: int) -> Path:
+    with VideoWriter(path, 128, 96, RATE) as video:
+        for i in range(frames):
+            face = Image.fromarray(draw_face(yaw=np.sin(i / 3))).resize((128, 96))
+            video.write(np.asarray(face), i / RATE)
+    return path
+
+
+def animate(weights: Path, portrait: Path, driving: Path, output: Path, *more: str) -> int:
+    size = ["-W", "128", "-H", "128"]
+    inputs = ["--ref_image", str(portrait), "--driving_video", str(driving), "--weights", str(weights)]
+    return main(["animate", *inputs, "-o", str(output), *size, "--device", "cpu", *more])
+
+
+def frames_of(path: Path) -> np.ndarray:
+    with VideoReader(path) as video:
+        assert video.frame_rate == RATE or video.frame_count == 1
+        return np.stack([frame.pixels for frame in video])
+
+
+@pytest.mark.parametrize(
+    "frames, more, shape",
+    [
+        (1, [], (1, 128, 128, 3)),
+        (5, ["-W", "136", "-H", "184"], (5, 184, 136, 3)),
+        (6, ["-L", "5", "--steps", "8"], (5, 128, 128, 3)),
+    ],
+)
+def test_as_many_frames_of_the_size(weights, portrait, tmp_path, frames, more, shape):
+    driving = write_clip(tmp_path / "driving.mp4", frames)
+    assert animate(weights, portrait, driving, tmp_path / "out.mp4", *more) == 0
+    assert frames_of(tmp_path / "out.mp4").shape == shape
+
+
+def test_seed_decides_and_converted_weights_do_the_same(weights, portrait, tmp_path, capsys):
+    driving = write_clip(tmp_path / "driving.mp4", 3)
+    assert animate(weights, portrait, driving, tmp_path / "a.mp4") == 0
+    assert animate(weights, portrait, driving, tmp_path / "b.mp4") == 0
+    assert animate(weights, portrait, driving, tmp_path / "c.mp4", "--seed", "43") == 0
+    a, b, c = (frames_of(tmp_path / f"{name}.mp4").astype(float) for name in "abc")
+    assert np.array_equal(a, b)
+    assert abs(a - c).mean() > 1
+
+    smaller = tmp_path / "smaller"
+    shutil.copytree(weights, smaller)
+    assert main(["convert", "--weights", str(smaller)]) == 0
+    for file in smaller.glob("personalive/*.pth"):
+        file.unlink()
+    assert animate(smaller, portrait, driving, tmp_path / "d.mp4") == 0
+    assert abs(a - frames_of(tmp_path / "d.mp4")).mean() < abs(a - c).mean() / 4
+    assert main(["info", "--weights", str(smaller)]) == 0
+    assert "missing" not in capsys.readouterr().out
+
+
+def test_a_small_decoder_makes_other_frames_of_the_same_size(weights, portrait, tmp_path, capsys):
+    AutoencoderTiny().save_pretrained(tmp_path / "taesd")
+    driving = write_clip(tmp_path / "driving.mp4", 5)
+    small, large = tmp_path / "small.mp4", tmp_path / "large.mp4"
+    assert animate(weights, portrait, driving, small, "--small-decoder", str(tmp_path / "taesd")) == 0
+    assert animate(weights, portrait, driving, large) == 0
+    assert frames_of(small).shape == frames_of(large).shape
+    assert not np.array_equal(frames_of(small), frames_of(large))
+    assert animate(weights, portrait, driving, small, "--small-decoder", str(portrait)) == 2
+    assert "cannot be loaded as AutoencoderTiny" in capsys.readouterr().err
+
+
+def test_a_picture_and_a_gif_drive_too(weights, portrait, tmp_path):
+    faces = [Image.fromarray(draw_face(yaw)) for yaw in (-0.5, 0, 0.5)]
+    faces[0].save(tmp_path / "driving.gif", save_all=True, append_images=faces[1:], duration=100)
+    assert animate(weights, portrait, tmp_path / "driving.gif", tmp_path / "gif.mp4") == 0
+    with VideoReader(tmp_path / "gif.mp4") as video:
+        assert len(list(video)) == 3
+    assert animate(weights, portrait, portrait, tmp_path / "picture.mp4") == 0
+    with VideoReader(tmp_path / "picture.mp4") as video:
+        assert len(list(video)) == 1
+
+
+def test_a_file_cut_off_is_used_as_far_as_it_goes(weights, portrait, tmp_path, capsys):
+    whole = write_clip(tmp_path / "whole.mkv", 40).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    assert animate(weights, portrait, tmp_path / "cut.mkv", tmp_path / "out.mp4", "-L", "0") == 0
+    with VideoReader(tmp_path / "out.mp4") as video:
+        assert 1 < len(list(video)) < 40
+    assert "breaks off" in capsys.readouterr().err
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("echo code in a checkpoint was run",)
+
+
+def spoil(weights: Path, folder: Path, kind: str) -> Path:
+    """A copy of the weights with one thing wrong."""
+    shutil.copytree(weights, folder)
+    file = folder / "personalive" / "pose_guider.pth"
+    checkpoint = torch.load(file, weights_only=True)
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:1000])
+        return folder
+    if kind == "code":
+        torch.save({"conv_in.weight": Evil()}, file)
+        return folder
+    if kind == "missing":
+        del checkpoint["conv_in.weight"]
+    if kind == "extra":
+        checkpoint["conv_in.more"] = torch.zeros(1)
+    if kind == "misshapen":
+        checkpoint["conv_in.weight"] = torch.zeros(8, 3, 1, 1)
+    torch.save(checkpoint, file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("truncated", ["pose_guider.pth", "1000 bytes"]),
+        ("code", ["pose_guider.pth", "refused and not run"]),
+        ("missing", ["pose_guider.pth", "conv_in.weight", "lacks"]),
+        ("extra", ["pose_guider.pth", "conv_in.more", "unknown"]),
+        ("misshapen", ["pose_guider.pth", "conv_in.weight (8, 3, 1, 1) in place of (8, 3, 3, 3)"]),
+    ],
+)
+def test_a_bad_checkpoint_is_named(weights, portrait, tmp_path, capfd, kind, words):
+    bad = spoil(weights, tmp_path / "bad", kind)
+    assert animate(bad, portrait, portrait, tmp_path / "out" / "out.mp4") == 2
+    captured = capfd.readouterr()
+    for word in words:
+        assert word in captured.err
+    assert "was run" not in captured.out
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["-W", "100"], "width is 100"),
+        (["-H", "132"], "height is 132"),
+        (["--steps", "5"], "steps is 5"),
+        (["-L", "-1"], "-L is -1"),
+        (["--device", "cuda:99"], "device cuda:99"),
+        (["--weights", "nowhere"], "download"),
+        (["-o", "out.txt"], "out.txt"),
+        (["--driving_video", __file__], "test_cli.py"),
+        (["--ref_image", __file__], "test_cli.py"),
+        (["--ref_image", "nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_bad_input_is_one_sentence(weights, portrait, tmp_path, monkeypatch, capsys, more, words):
+    monkeypatch.chdir(tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+    assert animate(weights, portrait, portrait, tmp_path / "out.mp4", *more) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.startswith("error: ")
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_no_network_lists_what_to_fetch_by_hand(portrait, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert animate(tmp_path / "none", portrait, portrait, tmp_path / "out.mp4", "--download") == 2
+    assert "denoising_unet.pth" in capsys.readouterr().err
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_the_input_is_never_overwritten(weights, portrait, tmp_path, capsys):
+    driving = write_clip(tmp_path / "driving.mp4", 2)
+    assert animate(weights, portrait, driving, driving) == 2
+    assert "overwritten" in capsys.readouterr().err
+    assert len(frames_of(driving)) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process, which Windows does not know")
+def test_an_interrupt_leaves_a_playable_file(weights, portrait, tmp_path):
+    driving, output = write_clip(tmp_path / "driving.mp4", 400), tmp_path / "out.mp4"
+    command = [sys.executable, "-m", "personalive_core", "animate", "--ref_image", portrait, "--driving_video", driving]
+    command += ["--weights", weights, "-o", output, "-W", "128", "-H", "128", "-L", "0", "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit that it is ignored
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed)
+    seen = ""
+    while max(map(int, re.findall(r"(\d+)/400", seen)), default=0) < 8:  # the progress bar counts finished frames
+        seen += process.stderr.readline(80)
+        assert process.poll() is None, seen
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "stopped after" in errors
+    assert 8 <= len(frames_of(output)) < 400
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["driving.mp4", "out.mp4", "portrait.png"]
+
+
+def test_download_list_says_what_is_there(weights, capsys):
+    assert main(["download", "--list", "--weights", str(weights)]) == 0
+    text = capsys.readouterr().out
+    assert "pretrained_weights/personalive/denoising_unet.pth" in text
+    assert "to fetch  huaichang" not in text
+
+
+def test_demo_moves_the_portrait_and_shows_the_right_answer(tmp_path, capsys):
+    assert main(["demo", "-o", str(tmp_path / "demo.mp4")]) == 0
+    with VideoReader(tmp_path / "demo.mp4") as video, VideoReader(EXAMPLE / "driving.mp4") as driving:
+        assert video.frame_rate == driving.frame_rate
+        results = [frame.pixels for frame in video]
+        assert len(results) == len(list(driving))
+    sheet = read_picture(tmp_path / "demo.png")
+    assert sheet.shape == (3 * 132 + 4, 9 * 132 + 4, 3)
+
+    def tile(row: int, column: int) -> np.ndarray:
+        y, x = 4 + 132 * row, 4 + 132 * column
+        return sheet[y : y + 128, x : x + 128].astype(int)
+
+    assert np.array_equal(tile(0, 0), read_picture(EXAMPLE / "portrait.png"))
+    assert abs(tile(1, 4) - results[3 * len(results) // 8]).mean() < 4  # the one through the video's coding
+    assert abs(tile(1, 4) - tile(2, 4)).mean() < abs(tile(0, 0) - tile(2, 4)).mean()
+    assert "drawn faces alone" in capsys.readouterr().out
+
+
+def test_demo_without_the_miniature_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "MINIATURE", tmp_path)
+    assert main(["demo", "-o", str(tmp_path / "demo.mp4")]) == 2
+    assert "the miniature's weights are not in" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

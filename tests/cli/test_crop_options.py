@@ -1,0 +1,146 @@
+"""The command line's crops: found, by hand, followed, pasted back, and refused in one sentence."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import RATE, animate, frames_of, portrait, weights, write_clip  # noqa: F401
+from test_face_detector import scene
+
+from haar import write_cascade
+from personalive_core.cli import crop_options
+from personalive_core.framing.crop import Crop
+from personalive_core.framing.face_detector import Box
+from personalive_core.framing.paste_back import PasteBack
+from personalive_core.media.video_writer import VideoWriter
+
+PLACES = (40, 60, 176), (361, 60, 220)
+
+
+@pytest.fixture
+def group(tmp_path):
+    """Two people in a picture of odd size."""
+    path = tmp_path / "group.png"
+    Image.fromarray(scene(*PLACES)[:, :639]).save(path)
+    return path
+
+
+@pytest.fixture
+def detector(tmp_path):
+    return str(write_cascade(tmp_path / "drawn.xml"))
+
+
+@pytest.mark.parametrize("face, place", [("0", PLACES[0]), ("largest", PLACES[1])])
+def test_crop_finds_the_face_that_is_chosen(weights, group, detector, tmp_path, face, place):  # noqa: F811
+    preview = tmp_path / "preview.png"
+    options = ["--crop", "--detector", detector, "--face", face, "--crop-preview", str(preview)]
+    assert animate(weights, group, group, tmp_path / "out.mp4", *options) == 0
+    assert frames_of(tmp_path / "out.mp4").shape == (1, 128, 128, 3)
+    drawn = np.asarray(Image.open(preview))
+    columns = np.nonzero((drawn == (255, 255, 0)).all(-1))[1]
+    assert abs((columns.min() + columns.max()) / 2 - place[0] - place[2] / 2) < 25
+    assert 0.9 < (columns.max() - columns.min()) / place[2] < 1.6
+
+
+def test_pasted_back_at_native_size(weights, group, tmp_path):  # noqa: F811
+    driving = write_clip(tmp_path / "driving.mp4", 3)
+    assert animate(weights, group, driving, tmp_path / "square.mp4", "--crop", "40,60,176") == 0
+    assert animate(weights, group, driving, tmp_path / "out.mp4", "--crop", "40,60,176", "--paste-back") == 0
+    squares, result = frames_of(tmp_path / "square.mp4"), frames_of(tmp_path / "out.mp4")
+    assert result.shape == (3, 400, 638, 3)
+    picture = scene(*PLACES)[:, :639]
+    back = PasteBack(Crop(40, 60, 176, 639, 400), 128)
+    outside = back.mask[:, :638] == 0
+    assert np.abs(result[:, outside].astype(int) - picture[:, :638][outside]).mean() < 1.5  # but for the coding
+    for square, frame in zip(squares, result, strict=True):
+        expected = back.paste(picture, square)[:, :638]
+        assert np.abs(frame.astype(int) - expected).mean() < 2
+
+
+@pytest.mark.parametrize("mode, detected", [([], True), (["fixed"], True), (["per-frame"], True), ([], False)])
+def test_the_driving_video_is_cropped(weights, portrait, detector, tmp_path, mode, detected):  # noqa: F811
+    driving = tmp_path / "driving.mp4"
+    with VideoWriter(driving, 640, 400, RATE) as video:
+        for i in range(3):
+            video.write(scene((40 + 10 * i, 60, 220)), i / RATE)
+    options = ["--crop-driving", *mode, *(["--detector", detector] if detected else [])]
+    assert animate(weights, portrait, driving, tmp_path / "whole.mp4") == 0
+    assert animate(weights, portrait, driving, tmp_path / "cropped.mp4", *options) == 0
+    whole, cropped = (frames_of(tmp_path / f"{name}.mp4") for name in ("whole", "cropped"))
+    assert len(cropped) == 3
+    assert not np.array_equal(whole, cropped)
+
+
+@pytest.mark.parametrize("detected", [True, False])
+def test_a_driver_who_leaves_is_reported(weights, portrait, detector, tmp_path, capsys, detected):  # noqa: F811
+    driving = tmp_path / "driving.mp4"
+    with VideoWriter(driving, 640, 400, RATE) as video:
+        for i in range(14):
+            frame = scene((200, 60, 222)).copy() if not 3 <= i < 9 else scene().copy()
+            frame[350:, :200] = 90  # furniture, so that the picture is not empty without the face
+            video.write(frame, i / RATE)
+    sheet = tmp_path / "sheet.png"
+    options = ["--crop-driving", "--margin", "1", "--mirror", "--sheet", str(sheet)]
+    options += ["--detector", detector] if detected else []
+    assert animate(weights, portrait, driving, tmp_path / "out.mp4", *options) == 0
+    assert len(frames_of(tmp_path / "out.mp4")) == 14
+    assert ("in 3 of 14 frames: 6 to 8 (no face)" in capsys.readouterr().err) == detected
+    with Image.open(sheet) as image:
+        assert image.size == (7 * 128, 4 * 128)  # whole frame, driver, keypoints, result
+        whole = np.asarray(image)[:128, :128].astype(int)
+    assert not whole[:24].any() and not whole[-24:].any()  # all of it, between black bars
+    columns = np.nonzero((whole[..., :2].min(-1) - whole[..., 2] > 60).any(0))[0]  # the yellow square
+    if detected:
+        assert abs((columns.min() + columns.max()) / 2 - (128 - (200 + 222 / 2) / 5)) < 4
+
+
+def test_keypoints_refine_the_detectors_box(weights, group, detector, tmp_path, monkeypatch):  # noqa: F811
+    """The untrained keypoints show nothing, so what they say is put in their place."""
+    asked = []
+
+    def refine(extractor, picture, face, device):
+        asked.append(face)
+        return Box(100, 100, 100, 100)
+
+    monkeypatch.setattr(crop_options, "refine_face", refine)
+    preview = tmp_path / "preview.png"
+    options = ["--crop", "--detector", detector, "--refine", "--shift", "0", "--crop-preview", str(preview)]
+    assert animate(weights, group, group, tmp_path / "out.mp4", *options) == 0
+    assert len(asked) == 1
+    rows, columns = np.nonzero((np.asarray(Image.open(preview)) == (255, 255, 0)).all(-1))
+    assert (columns.min(), rows.min(), columns.max(), rows.max()) == (50, 50, 249, 249)
+
+
+def test_cropping_by_keypoints_alone(weights, group, tmp_path):  # noqa: F811
+    assert animate(weights, group, group, tmp_path / "out.mp4", "--crop", "--paste-back", "--match-colours") == 0
+    assert frames_of(tmp_path / "out.mp4").shape == (1, 400, 638, 3)
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--crop", "1,2"], "--crop is '1,2'"),
+        (["--crop", "900,0,50"], "outside the picture of 639 x 400"),
+        (["--crop", "-H", "256"], "-W is 128 and -H 256"),
+        (["--crop", "--margin", "-1"], "--margin is -1"),
+        (["--paste-back", "--feather", "2"], "feather is 2"),
+        (["--crop", "--detector", "face.txt"], "face.txt is no face detector"),
+        (["--crop", "--face", "5"], "number 5: the picture has 2"),
+    ],
+)
+def test_bad_input_is_one_sentence(weights, group, detector, tmp_path, capsys, more, words):  # noqa: F811
+    detector_options = [] if "--detector" in more else ["--detector", detector]
+    before = {path.name for path in tmp_path.iterdir()}
+    assert animate(weights, group, group, tmp_path / "out.mp4", *detector_options, *more) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("error: ")
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_without_the_options_nothing_changes(weights, group, tmp_path):  # noqa: F811
+    """The heads-only clip goes through as it is: the same frames as with no crop, and others with one."""
+    driving = write_clip(tmp_path / "driving.mp4", 3)
+    for name, more in {"plain": [], "off": ["--margin", "2"], "cropped": ["--crop", "40,60,176"]}.items():
+        assert animate(weights, group, driving, tmp_path / f"{name}.mp4", *more) == 0
+    plain, off, cropped = (frames_of(tmp_path / f"{name}.mp4") for name in ("plain", "off", "cropped"))
+    assert np.array_equal(plain, off)
+    assert not np.array_equal(plain, cropped)

@@ -1,0 +1,96 @@
+"""A performance comes back from its file bit for bit, drives any portrait, and a bad file is named."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_performance import motion_of, same
+
+from personalive_core.errors import InputError
+from personalive_core.motion.motion_file import load_motion, save_motion
+from personalive_core.motion.performance import Performance, Strength
+
+RATE = Fraction(30000, 1001)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    motion = motion_of("driver", 50)
+    motion.held[7] = 2
+    performance = Performance(motion, RATE, "phone é.mov", Strength(0.5, 1.5, 0, 1, True), motion[3:4])
+    save_motion(performance, tmp_path / "new folder" / "a.motion.safetensors")
+    return tmp_path / "new folder" / "a.motion.safetensors"
+
+
+def test_it_comes_back_bit_for_bit_and_is_small(file):
+    motion = motion_of("driver", 50)
+    motion.held[7] = 2
+    found = load_motion(file)
+    assert same(found.motion, motion) and same(found.neutral, motion[3:4])
+    assert (found.frame_rate, found.source) == (RATE, "phone é.mov")
+    assert found.strength == Strength(0.5, 1.5, 0, 1, True)
+    assert file.stat().st_size < 50 * 2500 + 6000
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    plain = Performance(motion[:1], Fraction(25))
+    save_motion(plain, file)
+    found = load_motion(file)
+    assert (found.neutral, found.source, found.strength) == (None, "", Strength())
+
+
+def resave(file: Path, tensors: dict | None = None, **metadata: str) -> None:
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() | metadata
+    save_file(load_file(file) | (tensors or {}), file, metadata)
+
+
+def test_bad_files_are_named(file, tmp_path):
+    whole = file.read_bytes()
+    plain = tmp_path / "plain.safetensors"
+    save_file({"x": torch.zeros(3)}, plain)
+    for content, words in (
+        (b"", "damaged or no motion file"),
+        (whole[:1000], "damaged or no motion file"),
+        (b"no safetensors at all" * 50, "damaged or no motion file"),
+        (plain.read_bytes(), "is no motion file"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            load_motion(file)
+    with pytest.raises(InputError, match="does not exist"):
+        load_motion(tmp_path / "absent")
+
+    strength = json.dumps({"expression": 99})
+    nan = torch.full((50, 32, 16), float("nan"))
+    for tensors, metadata, words in (
+        ({}, {"version": "2"}, "of version 2, and this reads version 1: update PersonaLive"),
+        ({}, {"frame_rate": "1/0"}, "is damaged"),
+        ({}, {"frame_rate": "0"}, "a frame rate of 0"),
+        ({}, {"strength": "{}x"}, "is damaged"),
+        ({}, {"strength": strength}, "expression is 99"),
+        ({"tokens": torch.zeros(50, 32, 8)}, {}, r"tokens is \(50, 32, 8\) in place of \(50, 32, 16\)"),
+        ({"pose.scale": torch.zeros(49, 1)}, {}, "pose.scale"),
+        ({"tokens": nan}, {}, "not finite"),
+        ({"more": torch.zeros(1)}, {}, "unknown more"),
+        ({"neutral.tokens": torch.zeros(2, 32, 16)}, {}, "in place of"),
+    ):
+        file.write_bytes(whole)
+        resave(file, tensors, **metadata)
+        with pytest.raises(InputError, match=words):
+            load_motion(file)
+
+
+def test_what_cannot_be_written_leaves_nothing(file, tmp_path):
+    performance = load_motion(file)
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="cannot be written"):
+        save_motion(performance, file / "inside a file")
+    folder = tmp_path / "folder.motion.safetensors"
+    folder.mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        save_motion(performance, folder)
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.motion.safetensors", "new folder"]

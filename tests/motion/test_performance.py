@@ -1,0 +1,232 @@
+"""Strengths move keypoints and tokens as their definition says, and so do trimming, smoothing, rates and loops."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from test_stream import run, small_stream
+
+from personalive_core.errors import InputError
+from personalive_core.motion.keypoints import transform_keypoints
+from personalive_core.motion.motion import Motion, MotionRecord
+from personalive_core.motion.performance import (
+    PUBLISHED,
+    Performance,
+    Strength,
+    change_rate,
+    retarget_motion,
+    smooth_pose,
+)
+from personalive_core.networks.head_pose import HeadPose
+from seeded import normal
+
+
+def motion_of(tag: str, frames: int) -> Motion:
+    pose = HeadPose(
+        normal(f"{tag}/angles", frames, 3) * 10,
+        normal(f"{tag}/t", frames, 3) / 10,
+        1 + normal(f"{tag}/s", frames, 1) / 10,
+        normal(f"{tag}/kp", frames, 21, 3) / 4,
+    )
+    return Motion(pose, normal(f"{tag}/tokens", frames, 32, 16), torch.zeros(frames, 4, dtype=torch.long))
+
+
+PORTRAIT, DRIVER = motion_of("portrait", 1), motion_of("driver", 6)
+NEUTRAL = DRIVER[:1]
+close = torch.testing.assert_close
+
+
+def same(a: Motion, b: Motion) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.tensors().values(), b.tensors().values(), strict=True))
+
+
+def keypoints(angles, translation, scale) -> torch.Tensor:
+    """The portrait's keypoints in such a pose."""
+    return transform_keypoints(HeadPose(angles, translation, scale, PORTRAIT.pose.keypoints.expand(6, -1, -1)))
+
+
+@pytest.mark.parametrize("k", [0.0, 0.5, 1.0, 1.5])
+def test_strength_of_expression(k):
+    found = retarget_motion(PORTRAIT, DRIVER, NEUTRAL, Strength(expression=k))
+    close(found.tokens, PORTRAIT.tokens + k * (DRIVER.tokens - PORTRAIT.tokens))
+    assert torch.equal(
+        transform_keypoints(found.pose), transform_keypoints(retarget_motion(PORTRAIT, DRIVER, NEUTRAL).pose)
+    )
+
+
+@pytest.mark.parametrize("k", [0.0, 0.5, 1.0, 1.5])
+def test_strengths_of_rotation_shift_and_scale(k):
+    own, pose = PORTRAIT.pose, DRIVER.pose
+    angles = own.angles + k * (pose.angles - own.angles)
+    moved = own.translation + k * 0.5 * (pose.translation - NEUTRAL.pose.translation)
+    grown = own.scale * (1 + k * (pose.scale / NEUTRAL.pose.scale - 1))
+    still, stays = own.translation.expand(6, -1), own.scale.expand(6, -1)
+    for strength, expected in (
+        (Strength(rotation=k, shift=0), keypoints(angles, still, stays)),
+        (Strength(rotation=1, shift=k), keypoints(pose.angles, moved, stays)),
+        (Strength(rotation=1, shift=0, scale=k), keypoints(pose.angles, still, grown)),
+        (Strength(rotation=k, shift=k, scale=k), keypoints(angles, moved, grown)),
+    ):
+        found = retarget_motion(PORTRAIT, DRIVER, NEUTRAL, strength)
+        close(transform_keypoints(found.pose), expected)
+        assert torch.equal(found.tokens, DRIVER.tokens)
+
+
+def test_nothing_moves_at_0_and_every_bit_stays_at_1():
+    still = retarget_motion(PORTRAIT, DRIVER, NEUTRAL, Strength(0, 0, 0, 0))
+    portrait = transform_keypoints(PORTRAIT.pose)
+    for frame in range(6):
+        assert torch.equal(still.tokens[frame], PORTRAIT.tokens[0])
+        assert torch.equal(transform_keypoints(still.pose)[frame], portrait[0])
+    published = retarget_motion(PORTRAIT, DRIVER, NEUTRAL)
+    assert torch.equal(published.tokens, DRIVER.tokens)
+    assert torch.equal(published.pose.angles, DRIVER.pose.angles)
+    assert torch.equal(
+        published.pose.translation,
+        PORTRAIT.pose.translation + 0.5 * (DRIVER.pose.translation - NEUTRAL.pose.translation),
+    )
+    assert (published.pose.scale == PORTRAIT.pose.scale).all()
+    assert same(published, retarget_motion(PORTRAIT, DRIVER, NEUTRAL, Strength(1.0, 1.0, 1.0, 0.0)))
+
+
+def test_relative_is_the_change_since_the_neutral_frame():
+    neutral = DRIVER[3:4]
+    found = retarget_motion(PORTRAIT, DRIVER, neutral, Strength(1.5, 0.5, 1, 1, relative=True))
+    close(found.tokens, PORTRAIT.tokens + 1.5 * (DRIVER.tokens - neutral.tokens))
+    close(found.pose.angles, PORTRAIT.pose.angles + 0.5 * (DRIVER.pose.angles - neutral.pose.angles))
+    for x, own in zip(vars(found[3:4].pose).values(), vars(PORTRAIT.pose).values(), strict=True):
+        close(x, own)
+    close(found.tokens[3], PORTRAIT.tokens[0])
+
+
+@torch.inference_mode()
+def test_a_stream_takes_strengths_and_the_neutral_frame(monkeypatch: pytest.MonkeyPatch):
+    plain = run(small_stream(), DRIVER, [6])
+    stream = small_stream()
+    stream.strength = Strength(1.0, 1.0, 1.0, 0.0)
+    assert torch.equal(run(stream, DRIVER, [6]), plain)
+
+    stream.strength = Strength(0, 0, 0, 0)
+    poses = []
+    monkeypatch.setattr(
+        stream, "_pose_features", lambda pose: poses.append(pose) or type(stream)._pose_features(stream, pose)
+    )
+    state = stream.start(DRIVER, seed=1, neutral=DRIVER[3:4])
+    list(stream.push(state, DRIVER))
+    assert torch.equal(state.motion_tokens, stream.motion.tokens.expand(12, -1, -1))
+    portrait = transform_keypoints(stream.motion.pose)
+    assert all((transform_keypoints(pose) == portrait).all() for pose in poses)
+
+    stream.strength = Strength(shift=1, scale=1)
+    state = stream.start(DRIVER, seed=1, neutral=DRIVER[3:4])
+    first = retarget_motion(stream.motion, DRIVER[:1], DRIVER[3:4], stream.strength).pose
+    close(poses[-1].scale[6], (stream.motion.pose.scale[0] + first.scale[0]) / 2)  # the warm-up ends where it starts
+    close(poses[-1].translation[6], (stream.motion.pose.translation[0] + first.translation[0]) / 2)
+
+
+@pytest.mark.parametrize("name", ["expression", "rotation", "shift", "scale"])
+def test_a_strength_out_of_range_is_named(name):
+    with pytest.raises(InputError, match=f"{name} is -1"):
+        replace(PUBLISHED, **{name: -1}).check()
+
+
+def test_the_defaults_change_nothing():
+    assert same(adjusted(), DRIVER)
+
+
+def adjusted(**settings) -> Motion:
+    return Performance(DRIVER, Fraction(25)).adjusted(**settings).motion
+
+
+def test_the_neutral_frame_counts_from_the_trimmed_motion():
+    performance = Performance(DRIVER, Fraction(25), "driver.mp4")
+    found = performance.adjusted(Strength(shift=0.5), start=1, neutral=2, times=2, frame_rate=Fraction(50))
+    assert same(found.neutral, DRIVER[3:4]) and len(found.motion) == 20
+    assert (found.frame_rate, found.source, found.strength.shift) == (50, "driver.mp4", 0.5)
+    assert same(
+        found.retargeted(PORTRAIT, slice(3)), retarget_motion(PORTRAIT, found.motion[:3], DRIVER[3:4], found.strength)
+    )
+    with pytest.raises(InputError, match="the neutral frame is 2, and the motion ends at 1"):
+        performance.adjusted(count=2, neutral=2)
+
+
+def test_trim_and_loop():
+    assert same(adjusted(start=2, count=3), DRIVER[2:5])
+    assert same(adjusted(start=4), DRIVER[4:])
+    assert same(adjusted(times=2), DRIVER[[*range(6)] * 2])
+    assert same(adjusted(times=3, back_and_forth=True, count=3), DRIVER[[0, 1, 2, 1, 0, 1, 2]])
+    assert same(adjusted(times=3, back_and_forth=True, count=1), DRIVER[:1])
+    with pytest.raises(InputError, match="has 6 frames and none from 6 on"):
+        adjusted(start=6)
+
+
+def test_another_rate_keeps_the_length_and_the_way():
+    motion = motion_of("long", 60)
+    line = torch.arange(60.0)[:, None]
+    motion = replace(motion, tokens=line[:, :, None].expand(-1, 32, 16).clone(), held=(line[:, 0] == 10).byte())
+    for rate in (Fraction(60), Fraction(25), Fraction(15), Fraction(30000, 1001)):
+        found = change_rate(motion, Fraction(30), rate)
+        assert len(found) == round(2 * rate)
+        close(found.tokens[:, 0, 0], (torch.arange(len(found)) * float(30 / rate)).clamp(max=59))
+        close(found.pose.angles[0], motion.pose.angles[0])
+        assert found.held.any()
+    assert same(change_rate(motion, Fraction(30), Fraction(15)), motion[::2])
+
+
+def test_smoothing_calms_the_pose_without_lag():
+    frames = 101
+    motion = motion_of("shaky", frames)
+    steady = torch.linspace(-20, 20, frames)[:, None].expand(-1, 3)
+    motion = replace(motion, pose=replace(motion.pose, angles=steady + normal("shake", frames, 3)))
+    found = smooth_pose(motion, 3.0)
+
+    def shake(x):
+        return (x[2:] - 2 * x[1:-1] + x[:-2]).norm()
+
+    assert shake(found.pose.angles) < shake(motion.pose.angles) / 20
+    assert shake(found.pose.translation) < shake(motion.pose.translation) / 20
+    assert (found.pose.angles - steady)[10:-10].abs().mean() < 0.3  # a lag of one frame would be 0.4 alone
+    assert torch.equal(found.tokens, motion.tokens) and torch.equal(found.pose.keypoints, motion.pose.keypoints)
+    flat = replace(motion, pose=replace(motion.pose, angles=torch.full((frames, 3), 7.0)))
+    close(smooth_pose(flat, 3.0).pose.angles, flat.pose.angles)
+    assert smooth_pose(motion[:1], 50.0).pose.angles.isfinite().all()
+
+
+def test_kept_pieces_are_the_whole():
+    motion, record = motion_of("long", 5000), MotionRecord()
+    for begin in range(0, 5000, 7):
+        record.append(motion[begin : begin + 7])
+    assert same(record.motion(), motion)
+
+
+KEEPS_MOTION = """
+import numpy as np, torch
+from torch.nn import functional as F
+from personalive_core.networks.head_pose import HeadPose
+from personalive_core.motion.motion import Motion, MotionRecord
+
+torch.set_num_threads(1)
+record = MotionRecord()
+for i in range(60):
+    pictures = [torch.from_numpy(np.random.default_rng(i).integers(0, 255, (512, 512, 3), np.uint8)) for _ in range(4)]
+    pixels = torch.stack(pictures).permute(0, 3, 1, 2).float() / 255
+    small = F.interpolate(pixels, (256, 256), mode="area")
+    layers = [torch.randn(4, 96, 64, 64) for _ in range(6)]
+    pose = HeadPose(torch.zeros(4, 3), torch.zeros(4, 3), torch.ones(4, 1), torch.randn(4, 21, 3))
+    record.append(Motion(pose, torch.zeros(4, 32, 16), torch.zeros(4, 4, dtype=torch.long)))
+    del layers
+print(int(open("/proc/self/statm").read().split()[1]) * 4096 // 2**20)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory in use from /proc")
+def test_keeping_motion_keeps_no_room_of_pictures():
+    """A list of the pieces took 20 MB for each of them: small tensors lay between the pictures of four frames."""
+    command = [sys.executable, "-c", KEEPS_MOTION]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 700  # megabytes
