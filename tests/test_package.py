@@ -113,3 +113,12 @@ def test_the_pack_imports_only_what_comes_with_the_host_and_so_requires_nothing(
     assert imported - set(sys.stdlib_module_names) <= COMES_WITH_HOST | HOST
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert not [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_public_names_can_be_imported_and_cost_nothing_before():
+    program = (
+        "import sys, personalive_core as core; assert 'torch' not in sys.modules;"
+        "print(*(getattr(core, name).__name__ for name in core.__all__))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=CORE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == personalive_core.__all__
