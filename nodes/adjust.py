@@ -4,13 +4,21 @@ from fractions import Fraction
 
 from comfy_api.latest import io
 
-from ..personalive_core.motion.performance import Strength, loop_order, nearest_frames
+from ..personalive_core.motion.performance import (
+    MAX_FRAME_RATE,
+    MAX_LOOP,
+    MAX_SMOOTHING,
+    MAX_STRENGTH,
+    Adjustment,
+    Strength,
+)
+from .driving import to_rate
 from .motion import MotionType, NodeMotion
 from .reference import NodeReference, ReferenceType
 
 
 def _strength(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=3.0, step=0.05, tooltip=tooltip)
+    return io.Float.Input(name, default=default, min=0.0, max=MAX_STRENGTH, step=0.05, tooltip=tooltip)
 
 
 class AdjustMotion(io.ComfyNode):
@@ -20,13 +28,14 @@ class AdjustMotion(io.ComfyNode):
             node_id="PersonaLiveAdjustMotion",
             display_name="Adjust Motion",
             category="PersonaLive",
-            description="How much of the driver's motion the portrait takes; smoothing, trimming, rate and loops.",
+            description="How much of the driver's motion the portrait takes; smoothing, trimming, rate and loops. A "
+            "second one acts on what the first one made of it.",
             inputs=[
                 MotionType.Input("motion", tooltip="From Extract Motion or Load Motion."),
-                _strength("expression", 1.0, "The face: 0 is the portrait's own expression, 1 the driver's."),
-                _strength("rotation", 1.0, "Turns of the head: 0 is the portrait's own, 1 the driver's."),
-                _strength("shift", 1.0, "Movement of the head in the picture: 0 is none, 1 as the model has it."),
-                _strength("scale", 0.0, "Nearer and further: 0 is the portrait's own size, as the model has it."),
+                _strength("expression", 1.0, "The face: 0 is the portrait's own expression, 1 leaves it as it is."),
+                _strength("rotation", 1.0, "Turns of the head: 0 is the portrait's own pose, 1 leaves them alone."),
+                _strength("translation", 1.0, "Movement of the head in the picture: 0 is none, 1 leaves it as it is."),
+                _strength("scale", 0.0, "Nearer and further: 0 keeps the portrait's own size, as the model does."),
                 io.Boolean.Input(
                     "relative",
                     default=False,
@@ -45,7 +54,7 @@ class AdjustMotion(io.ComfyNode):
                     "smoothing",
                     default=0.0,
                     min=0.0,
-                    max=100.0,
+                    max=MAX_SMOOTHING,
                     step=0.5,
                     tooltip="Calm a trembling head: average over about so many frames, without lag. 0 is off.",
                 ),
@@ -55,11 +64,11 @@ class AdjustMotion(io.ComfyNode):
                     "frame_rate",
                     default=0.0,
                     min=0.0,
-                    max=240.0,
+                    max=MAX_FRAME_RATE,
                     step=0.01,
                     tooltip="Frames per second of the result, which stays as long as it is; 0 keeps the motion's own.",
                 ),
-                io.Int.Input("loop", default=1, min=1, max=10_000, tooltip="How many times to play it."),
+                io.Int.Input("loop", default=1, min=1, max=MAX_LOOP, tooltip="How many times to play it."),
                 io.Boolean.Input("back_and_forth", default=False, tooltip="Play it backwards every second time."),
                 ReferenceType.Input(
                     "reference",
@@ -81,7 +90,7 @@ class AdjustMotion(io.ComfyNode):
         motion: NodeMotion,
         expression: float,
         rotation: float,
-        shift: float,
+        translation: float,
         scale: float,
         relative: bool,
         neutral_frame: int,
@@ -95,21 +104,18 @@ class AdjustMotion(io.ComfyNode):
         audio: dict | None = None,
     ) -> io.NodeOutput:
         before = motion.performance
-        performance = before.adjusted(
-            Strength(expression, rotation, shift, scale, relative),
+        adjustment = Adjustment(
+            Strength(expression, rotation, translation, scale, relative),
             start=start,
             count=count,
-            neutral=None if neutral_frame < 0 else neutral_frame,
             smoothing=smoothing,
-            frame_rate=Fraction(frame_rate).limit_denominator(1001) if frame_rate else None,
-            times=loop,
+            neutral=None if neutral_frame < 0 else neutral_frame,
+            frame_rate=to_rate(frame_rate),
+            loop=loop,
             back_and_forth=back_and_forth,
         )
-        seen = motion.seen[start : start + count if count else None]
-        if seen:
-            used = len(seen)
-            nearest = nearest_frames(used, before.frame_rate, performance.frame_rate)
-            seen = [seen[nearest[i]] for i in loop_order(len(nearest), loop, back_and_forth)]
+        performance = before.adjusted(adjustment)
+        seen = motion.seen and [motion.seen[i] for i in before.nearest_frames(adjustment)]
         if audio is not None:
             audio = _trimmed(audio, start / before.frame_rate, len(performance.motion) / performance.frame_rate, loop)
         portrait = reference.reference.motion if reference else motion.portrait

@@ -42,11 +42,6 @@ def to_image(pictures: np.ndarray) -> Tensor:
     return torch.tensor(pictures).float() / 255
 
 
-def to_pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (B, H, W, 3) -> (B, 3, H, W) in [0, 1], as the core takes it."""
-    return rearrange(torch.tensor(pictures, device=device).float() / 255, "b h w c -> b c h w")
-
-
 def to_host_latents(latents: Tensor) -> Tensor:
     """Scaled latents (1, 4, F, h, w) -> the host's unscaled samples (F, 4, h, w)."""
     return rearrange(latents / LATENT_SCALE, "1 c f h w -> f c h w")

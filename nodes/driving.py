@@ -1,11 +1,11 @@
 """Driving pictures from whatever the host hands over, in pieces."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
 
 import av
@@ -14,27 +14,28 @@ import torch
 from comfy_api.latest import InputImpl
 from torch import Tensor
 
-from ..personalive_core.media.video_reader import UNKNOWN_RATE, VideoReader
+from ..personalive_core.media.video_reader import UNKNOWN_RATE, Frame, VideoReader
 from . import compat, convert
-
-UNEQUAL = Fraction(2, 1000)  # seconds: containers that count in milliseconds round that much
 
 
 @dataclass
 class Driving:
-    """Pictures uint8 (H, W, 3) one after the other, their frames per second, how many to expect, the name of what they
-    come from, and the sound or the file that has it, with the second at which they begin."""
+    """Frames with their times, as the core's video reader gives them, from whatever the host hands over.
 
-    frames: Iterator[np.ndarray]
+    frame_rate: frames per second, the average where it varies; count: how many frames to expect; name: of what they
+    come from; audio: the sound, or the file that has it; begin: the second of the sound at which the frames begin.
+    """
+
+    frames: Iterator[Frame]
     frame_rate: Fraction
     count: int | None
     name: str = "images"
     audio: dict | Path | None = None
     begin: Fraction = Fraction(0)
 
-    def read_audio(self, skipped: int, frames: int) -> dict | None:
-        """AUDIO for `frames` pictures after the first `skipped` ones; None where there is none."""
-        begin, length = self.begin + skipped / self.frame_rate, frames / self.frame_rate
+    def read_audio(self, begin: Fraction, length: Fraction) -> dict | None:
+        """AUDIO of so many seconds from a frame's time on; None where there is none."""
+        begin += self.begin
         if self.audio is None:
             return None
         whole = _decode_audio(self.audio, begin + length) if isinstance(self.audio, Path) else self.audio
@@ -44,77 +45,58 @@ class Driving:
 
 
 @contextmanager
-def open_driving(driving, frame_rate: float) -> Iterator[Driving]:
-    """`driving` is an IMAGE batch or a VIDEO; a frame rate of 0 keeps the video's own, and is 25 for images."""
-    rate = Fraction(frame_rate).limit_denominator(1001) if frame_rate else None
+def open_driving(driving, image_rate: float = 0.0) -> Iterator[Driving]:
+    """Opens an IMAGE batch or a VIDEO. Images come at `image_rate` frames per second, or 25 where that is 0; a video
+    has a rate of its own."""
     if isinstance(driving, torch.Tensor):
-        yield Driving(_pictures(driving), rate or UNKNOWN_RATE, len(driving))
+        yield _from_images(driving, to_rate(image_rate) or UNKNOWN_RATE)
     elif isinstance(driving, InputImpl.VideoFromFile):
         with _path_of(driving) as path, VideoReader(path) as reader:
-            yield _from_reader(reader, path, rate, *compat.trim_window(driving))
+            yield _from_reader(reader, path, *compat.trim_window(driving))
     else:
         parts = driving.get_components()
-        own = Fraction(parts.frame_rate)
-        timed = ((pixels, i / own) for i, pixels in enumerate(_pictures(parts.images)))
-        count = len(parts.images) if rate is None else round(len(parts.images) / own * rate)
-        yield Driving(
-            _resampled(timed, rate) if rate else _pictures(parts.images), rate or own, count, "video", parts.audio
-        )
+        yield replace(_from_images(parts.images, Fraction(parts.frame_rate)), name="video", audio=parts.audio)
 
 
-def _from_reader(
-    reader: VideoReader, path: Path, rate: Fraction | None, trim_start: float, trim_length: float
-) -> Driving:
-    begin = Fraction(trim_start).limit_denominator(1000)
-    end = begin + Fraction(trim_length).limit_denominator(1000) if trim_length else None
-    timed = ((frame.pixels, frame.time - begin) for frame in reader if frame.time >= begin)
-    if end is not None:
-        timed = takewhile(lambda item: item[1] < end - begin, timed)
-    frames = _resampled(timed, rate) if rate else _in_step(timed, reader.frame_rate)
-    count = None
-    if reader.frame_count is not None:
-        length = reader.frame_count / reader.frame_rate - begin
-        count = max(1, round((length if end is None else min(length, end - begin)) * (rate or reader.frame_rate)))
-    sound = path if reader.has_audio else None
-    return Driving(frames, rate or reader.frame_rate, count, reader.path.name, sound, begin)
+def to_rate(frame_rate: float) -> Fraction | None:
+    """A rate from a widget, exact where it is one of video's own (30000/1001); None for 0."""
+    return Fraction(frame_rate).limit_denominator(1001) if frame_rate else None
 
 
-def _pictures(images: Tensor) -> Iterator[np.ndarray]:
+def _from_images(images: Tensor, rate: Fraction) -> Driving:
     if not len(images):
         convert.to_pictures(images, "driving")  # says what is wrong
-    for image in images:
-        yield convert.to_pictures(image[None], "driving")[0]
+    pictures = (convert.to_pictures(image[None], "driving")[0] for image in images)
+    return Driving(map(Frame, pictures, (i / rate for i in count())), rate, len(images))
 
 
-def _resampled(frames: Iterator[tuple[np.ndarray, Fraction]], rate: Fraction) -> Iterator[np.ndarray]:
-    """The picture that is shown at each 1/rate seconds."""
-    shown, index = None, 0
-    for pixels, time in frames:
-        while shown is not None and index / rate < time:
-            yield shown
-            index += 1
-        shown = pixels
-    if shown is not None:
-        yield shown
+def _from_reader(reader: VideoReader, path: Path, trim_start: float, trim_length: float) -> Driving:
+    begin = Fraction(trim_start).limit_denominator(1000)
+    length = Fraction(trim_length).limit_denominator(1000) if trim_length else None
+    frames = (Frame(frame.pixels, frame.time - begin) for frame in reader if frame.time >= begin)
+    if length is not None:
+        frames = takewhile(lambda frame: frame.time < length, frames)
+    expected = None
+    if reader.frame_count is not None:
+        rest = reader.frame_count / reader.frame_rate - begin
+        expected = max(1, round((rest if length is None else min(rest, length)) * reader.frame_rate))
+    sound = path if reader.has_audio else None
+    return Driving(frames, reader.frame_rate, expected, reader.path.name, sound, begin)
 
 
-def _in_step(frames: Iterator[tuple[np.ndarray, Fraction]], rate: Fraction) -> Iterator[np.ndarray]:
-    """Every picture once, as long as they are equally far apart. From where they are not, a picture is shown again or
-    left out where its time and its place at `rate` would come apart by more than a frame: the sound stays in step."""
-    step = last = None
-    is_variable, count = False, 0
-    for pixels, time in frames:
-        if last is not None:
-            step = step or time - last
-            is_variable |= abs(time - last - step) > UNEQUAL
-        last = time
-        if is_variable and count / rate - time > 1 / rate:
-            continue
-        while is_variable and time - count / rate > 1 / rate:
-            yield pixels
-            count += 1
-        yield pixels
-        count += 1
+def frames_at(frames: Iterable[Frame], times: Iterable[Fraction]) -> Iterator[np.ndarray]:
+    """The picture that is shown at each of the times, in order, until the video ends one frame after its last one."""
+    coming = iter(frames)
+    shown = next(coming, None)
+    upcoming = next(coming, None)
+    step = Fraction(0)
+    for time in times:
+        while upcoming is not None and upcoming.time <= time:
+            step = upcoming.time - shown.time
+            shown, upcoming = upcoming, next(coming, None)
+        if shown is None or (upcoming is None and step and time >= shown.time + step):
+            return
+        yield shown.pixels
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 
 import comfy.model_management
 import numpy as np
@@ -12,12 +11,12 @@ from ..personalive_core.framing.crop import MARGIN, SHIFT
 from ..personalive_core.framing.driving_crop import (
     MODES,
     DrivingCrop,
-    DrivingFrame,
     find_fixed_square,
     locate_by_detector,
     locate_by_keypoints,
 )
 from ..personalive_core.framing.face_detector import CHOICES
+from ..personalive_core.motion.extraction import DrivingFrame, trim_frames
 from . import memory
 from .detectors import detector_input, open_detector
 from .driving import open_driving
@@ -45,8 +44,8 @@ class CropSettings:
         fixed, room = None, dict(margin=self.margin, shift=self.shift)
         if self.mode == "fixed":
             with open_driving(driving, frame_rate) as source:
-                pictures = islice(source.frames, start, start + count if count else None)
-                fixed = find_fixed_square(map(_cancellable, pictures), locate, **room)
+                _, frames = trim_frames(source.frames, start, count)
+                fixed = find_fixed_square((_cancellable(pixels) for pixels, _ in frames), locate, **room)
         # With a fixed square only a detector has more to say: whether there is a face.
         locate_now = locate if detector or fixed is None else None
         return DrivingCrop(locate_now, self.mode, fixed=fixed, **room).cut

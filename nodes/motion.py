@@ -2,9 +2,10 @@
 
 import io as bytes_io
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from fractions import Fraction
+from itertools import chain
 from typing import NamedTuple
 
 import comfy.utils
@@ -14,18 +15,15 @@ from comfy_api.latest import io
 from einops import rearrange
 from PIL import Image, ImageOps
 
-from ..personalive_core.config import CHUNK
 from ..personalive_core.errors import InputError
-from ..personalive_core.framing.crop import draw_crop
-from ..personalive_core.framing.driving_crop import DrivingFrame
 from ..personalive_core.media.contact_sheet import BORDER, HELD, ContactSheet
-from ..personalive_core.motion.extraction import extract_motion
-from ..personalive_core.motion.hold import Hold, describe_held
+from ..personalive_core.motion.extraction import DrivingFrame, driving_frames, extract_motions, trim_frames
+from ..personalive_core.motion.hold import describe_held
 from ..personalive_core.motion.keypoints import crop_faces, draw_keypoint_map, transform_keypoints
 from ..personalive_core.motion.motion import Motion, MotionRecord
-from ..personalive_core.motion.performance import Performance, trim
+from ..personalive_core.motion.performance import MAX_FRAME_RATE, Adjustment, Performance, trim
 from . import convert, memory
-from .driving import Driving, open_driving
+from .driving import open_driving, to_rate
 from .driving_crop import CropSettings, CropSettingsType
 from .load import ModelType, PersonaLiveModel
 from .reference import NodeReference, ReferenceType
@@ -88,19 +86,25 @@ class ExtractMotion(io.ComfyNode):
                     min=0,
                     max=10_000_000,
                     optional=True,
-                    tooltip="Frames to skip first, at the result's rate.",
+                    tooltip="Driving frames to skip first.",
                 ),
                 io.Int.Input(
-                    "count", default=0, min=0, max=10_000_000, optional=True, tooltip="Frames to use at most; 0 is all."
+                    "count",
+                    default=0,
+                    min=0,
+                    max=10_000_000,
+                    optional=True,
+                    tooltip="Driving frames to use at most; 0 is all.",
                 ),
                 io.Float.Input(
                     "frame_rate",
                     default=0.0,
                     min=0.0,
-                    max=240.0,
+                    max=MAX_FRAME_RATE,
                     step=0.01,
                     optional=True,
-                    tooltip="Frames per second of the result; 0 keeps the video's own, and is 25 for images.",
+                    tooltip="Frames per second of the result: its motion lies between that of the video's frames. 0 "
+                    "keeps the video's rate. Images come at this rate, or 25 a second where it is 0.",
                 ),
                 io.Boolean.Input(
                     "mirror",
@@ -142,59 +146,45 @@ class ExtractMotion(io.ComfyNode):
     ) -> io.NodeOutput:
         reference.check_model(model)
         cut = crop.open(model, driving, frame_rate, start, count) if crop else DrivingFrame
+        rate = to_rate(frame_rate)
         with open_driving(driving, frame_rate) as source:
-            motion, seen = _extract(model, source, start, count, cut, mirror, hold)
-            audio = source.read_audio(start, len(motion))
-        held = describe_held(motion.held)
+            begin, frames = trim_frames(source.frames, start, count)
+            total = max(1, min(filter(None, (count, source.count and source.count - start)), default=0))
+            motion, times, seen = _extract(model, driving_frames(frames, cut, mirror), total, hold)
+            extracted = Performance.extracted(motion, source.frame_rate, source.name, times)
+            at_rate = Adjustment(frame_rate=rate or source.frame_rate)
+            performance = extracted.adjusted(at_rate)
+            audio = source.read_audio(begin, len(performance.motion) / performance.frame_rate)
+        seen = [seen[i] for i in extracted.nearest_frames(at_rate)]
+        held = describe_held(performance.motion.held)
         if held:
             log.warning("%s: %s", source.name, held)
-        performance = Performance(motion, source.frame_rate, source.name)
         return io.NodeOutput(
-            NodeMotion(performance, reference.reference.motion, seen), float(source.frame_rate), audio, held
+            NodeMotion(performance, reference.reference.motion, seen), float(performance.frame_rate), audio, held
         )
 
 
 def _extract(
-    model: PersonaLiveModel,
-    source: Driving,
-    start: int,
-    count: int,
-    cut: Callable[[np.ndarray], DrivingFrame],
-    mirror: bool,
-    hold: bool,
-) -> tuple[Motion, list[Seen]]:
-    frames = islice(source.frames, start, start + count if count else None)
-    total = min(filter(None, (count, source.count and source.count - start)), default=0)
-    bar = comfy.utils.ProgressBar(max(1, total))
-    record, seen = MotionRecord(), []
-    networks = motion = None
-    holding = Hold()
-    while chunk := list(islice(frames, CHUNK)):
-        cropped = [cut(picture) for picture in chunk]
-        pictures = np.stack([frame.pixels for frame in cropped])
-        height, width = pictures.shape[1:3]
-        networks = networks or model.load("motion_extractor", "motion_encoder", memory=memory.motion(width, height))
-        pictures = pictures[:, :, ::-1].copy() if mirror else pictures
-        pixels = convert.to_pixels(pictures, model.device)
-        motion = extract_motion(*networks, pixels, motion)
-        record.append(holding.push(motion, pixels, [frame.has_face for frame in cropped]) if hold else motion)
-        crops = ((crop_faces(pixels, motion.boxes, FACE_SIZE) / 2 + 0.5) * 255).byte()
-        faces = rearrange(crops, "f c h w -> f h w c").cpu().numpy()
-        for picture, frame, face in zip(chunk, cropped, faces, strict=True):
-            seen.append(Seen(_jpeg(face), _draw_whole(picture, frame, mirror) if frame.square else None))
+    model: PersonaLiveModel, frames: Iterator[DrivingFrame], total: int, hold: bool
+) -> tuple[Motion, list[Fraction], list[Seen]]:
+    """The motion of the frames, their times, and small pictures of them."""
+    bar, record, times, seen = comfy.utils.ProgressBar(total), MotionRecord(), [], []
+    first = next(frames)
+    height, width = first.pixels.shape[:2]
+    networks = model.load("motion_extractor", "motion_encoder", memory=memory.motion(width, height))
+    for chunk in extract_motions(*networks, chain([first], frames), model.device, hold=hold):
+        record.append(chunk.motion)
+        crops = ((crop_faces(chunk.pixels, chunk.boxes, FACE_SIZE) / 2 + 0.5) * 255).byte()
+        for frame, face in zip(chunk.frames, rearrange(crops, "f c h w -> f h w c").cpu().numpy(), strict=True):
+            times.append(frame.time)
+            seen.append(Seen(_jpeg(face), _jpeg(_small(frame.overview())) if frame.overview else None))
         preview = Image.fromarray(seen[-1].draw(WHOLE_SIZE))
         bar.update_absolute(len(seen), max(total, len(seen)), ("JPEG", preview, None))
-    if not seen:
-        raise InputError(f"there are no driving frames from frame {start} on: lower 'start' or choose another video.")
-    holding.finish()
-    return record.motion(), seen
+    return record.motion(), times, seen
 
 
-def _draw_whole(picture: np.ndarray, frame: DrivingFrame, mirror: bool) -> bytes:
-    drawn = draw_crop(picture, frame.square, [])
-    small = Image.fromarray(drawn[:, ::-1] if mirror else drawn)
-    small = ImageOps.contain(small, (WHOLE_SIZE, WHOLE_SIZE), Image.Resampling.BOX)
-    return _jpeg(np.asarray(small))
+def _small(picture: np.ndarray) -> np.ndarray:
+    return np.asarray(ImageOps.contain(Image.fromarray(picture), (WHOLE_SIZE, WHOLE_SIZE), Image.Resampling.BOX))
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
@@ -275,6 +265,6 @@ class MakeContactSheet(io.ComfyNode):
                         sheet.add_whole(i, np.asarray(_opened(whole)))
         if result is not None:
             with open_driving(result, 0.0) as source:
-                for i, pixels in enumerate(source.frames):
-                    sheet.add("result", i, pixels)
+                for i, frame in enumerate(source.frames):
+                    sheet.add("result", i, frame.pixels)
         return io.NodeOutput(convert.to_image(np.asarray(sheet.image())[None]))

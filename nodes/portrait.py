@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import chain, repeat
+from itertools import chain, tee
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,11 +21,12 @@ from ..personalive_core.errors import InputError
 from ..personalive_core.framing.crop import MARGIN, SHIFT, Crop, draw_crop, find_by_keypoints, refine_face
 from ..personalive_core.framing.face_detector import CHOICES, Box, choose_face, find_faces
 from ..personalive_core.framing.paste_back import FEATHER, PasteBack
+from ..personalive_core.media.video_reader import Frame
 from ..personalive_core.media.video_writer import VideoWriter
 from . import convert, memory
 from .assemble import CRF, write_sound
 from .detectors import detector_input, open_detector
-from .driving import Driving, open_driving
+from .driving import Driving, frames_at, open_driving
 from .load import ModelType
 
 log = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def _first(image) -> np.ndarray:
     if isinstance(image, torch.Tensor):
         return convert.to_pictures(image[:1], "the portrait")[0]
     with open_driving(image, 0) as video:
-        return next(video.frames)
+        return next(video.frames).pixels
 
 
 def to_boxes(boxes) -> list[Box]:
@@ -259,18 +260,18 @@ class PasteBackNode(io.ComfyNode):
         name.parent.mkdir(parents=True, exist_ok=True)
         path, wav, kept = name.with_suffix(".mp4"), name.with_suffix(".wav"), [] if images else None
         rate = frame_rate if isinstance(animated, torch.Tensor) else 0
-        with open_driving(animated, rate) as squares, _open_whole(picture, crop, squares.frame_rate) as whole:
+        with open_driving(animated, rate) as squares, _open_whole(picture, squares.frame_rate) as whole:
             first = next(squares.frames)
-            back = PasteBack(crop, len(first), feather=feather, match_colours=match_colours)
+            back = PasteBack(crop, len(first.pixels), feather=feather, match_colours=match_colours)
             try:
                 sound, start = _sound(audio, squares, whole, wav)
                 width, height = (side // 2 * 2 for side in (crop.width, crop.height))
                 with VideoWriter(
                     path, width, height, squares.frame_rate, audio_from=sound, audio_start=start, crf=CRF[quality]
                 ) as video:
-                    for i, pixels in enumerate(_pasted(back, whole, chain([first], squares.frames), squares.count)):
+                    for pixels, time in _pasted(back, whole, chain([first], squares.frames), squares.count):
                         # The coding knows no odd sizes: the images keep the last row and column, the video cannot.
-                        video.write(pixels[:height, :width], i / squares.frame_rate)
+                        video.write(pixels[:height, :width], time)
                         if kept is not None:
                             kept.append(pixels)
             finally:
@@ -284,13 +285,12 @@ class PasteBackNode(io.ComfyNode):
 
 
 @contextmanager
-def _open_whole(picture, crop: Crop, rate: Fraction) -> Iterator[Driving]:
-    """A video or images, one for each animated picture; a single image for all of them."""
+def _open_whole(picture, rate: Fraction) -> Iterator[Driving]:
+    """A video, or images of which there is one for each animated picture; a single image is for all of them."""
     if isinstance(picture, torch.Tensor) and len(picture) == 1:
-        yield Driving(repeat(_first(picture)), rate, None)
+        yield Driving(iter([Frame(_first(picture), Fraction(0))]), rate, None)
     else:
         with open_driving(picture, float(rate)) as whole:
-            whole.frames = (_completed(pixels, crop) for pixels in whole.frames)
             yield whole
 
 
@@ -313,12 +313,13 @@ def _sound(audio: dict | None, squares: Driving, whole: Driving, wav: Path) -> t
     return write_sound(audio, wav), Fraction(0)
 
 
-def _pasted(back: PasteBack, whole: Driving, squares: Iterator[np.ndarray], count: int | None) -> Iterator[np.ndarray]:
-    """The whole pictures with the squares in them, as many as there are of both."""
+def _pasted(back: PasteBack, whole: Driving, squares: Iterator[Frame], count: int | None) -> Iterator[Frame]:
+    """The whole pictures with the squares in them, as many as there are of both, at the times of the squares."""
     bar, done = comfy.utils.ProgressBar(count or 1), 0
-    for picture, square in zip(whole.frames, squares, strict=False):
-        pixels = back.paste(picture, square)
-        yield pixels
+    squares, timed = tee(squares)
+    for picture, square in zip(frames_at(whole.frames, (frame.time for frame in timed)), squares, strict=False):
+        pixels = back.paste(_completed(picture, back.crop), square.pixels)
+        yield Frame(pixels, square.time)
         done += 1
         bar.update_absolute(done, max(count or 0, done), ("JPEG", Image.fromarray(pixels), 512))
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -6,6 +6,8 @@ import comfy.model_management
 import numpy as np
 from comfy_api.latest import io
 
+from ..personalive_core.config import MAX_SIDE, MIN_SIDE, PIXELS_PER_LATENT
+from ..personalive_core.device import to_pixels
 from ..personalive_core.errors import InputError
 from ..personalive_core.media.pictures import fit_picture
 from ..personalive_core.sampling.reference import Reference, check_size, encode_reference
@@ -29,6 +31,17 @@ class NodeReference:
 ReferenceType = io.Custom("PERSONALIVE_REFERENCE")
 
 
+def _side(name: str) -> io.Int.Input:
+    return io.Int.Input(
+        name,
+        default=512,
+        min=MIN_SIDE,
+        max=MAX_SIDE,
+        step=PIXELS_PER_LATENT,
+        tooltip=f"{name.capitalize()} of the result in pixels.",
+    )
+
+
 class EncodeReference(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -45,10 +58,8 @@ class EncodeReference(io.ComfyNode):
                     tooltip="CLIP ViT-L/14 with projection: the image encoder of sd-image-variations-diffusers.",
                 ),
                 io.Image.Input("image", tooltip="The portrait: head and shoulders of one person. The first is taken."),
-                io.Int.Input("width", default=512, min=128, max=2048, step=8, tooltip="Width of the result in pixels."),
-                io.Int.Input(
-                    "height", default=512, min=128, max=2048, step=8, tooltip="Height of the result in pixels."
-                ),
+                _side("width"),
+                _side("height"),
                 io.Combo.Input(
                     "fit",
                     options=["crop", "pad", "stretch"],
@@ -80,7 +91,7 @@ class EncodeReference(io.ComfyNode):
         )
         device = model.device
         reference = encode_reference(
-            *networks, convert.to_pixels(picture[None], device), samples.to(device), image_embeds[:, None].to(device)
+            *networks, to_pixels(picture[None], device), samples.to(device), image_embeds[:, None].to(device)
         )
         keep = comfy.model_management.intermediate_device()
         reference = replace(

@@ -12,6 +12,7 @@ WINDOW = 16  # frames the denoising UNet sees at once: four chunks
 WARM_UP = 12  # frames before the first driving frame: three chunks
 LATENT_SCALE = 0.18215  # Stable Diffusion 1.x: latents = VAE posterior mean x this
 PIXELS_PER_LATENT = 8
+MIN_SIDE, MAX_SIDE = 128, 2048  # pixels of the result: width and height are multiples of PIXELS_PER_LATENT
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
-from .config import CHUNK, LATENT_SCALE
+from .config import LATENT_SCALE
+from .device import pick_device, pick_dtype, to_pixels
 from .errors import InputError
-from .framing.driving_crop import DrivingFrame
-from .motion.extraction import extract_motion
-from .motion.hold import Hold
+from .motion.extraction import DrivingFrame, extract_motion, extract_motions
 from .motion.motion import Motion
 from .motion.performance import PUBLISHED, Strength
 from .networks.denoising_unet import DenoisingUNet
@@ -27,7 +25,7 @@ from .networks.motion_extractor import MotionExtractor
 from .networks.pose_guider import PoseGuider
 from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
 from .networks.vae_decoder import VAEDecoder
-from .sampling.cuda import Arrival, CapturedNetwork, can_capture, on_stream, send, side_stream, visiting
+from .sampling.cuda import Arrival, CapturedNetwork, can_capture, on_stream, side_stream, visiting
 from .sampling.keyframes import KeyframeSettings
 from .sampling.reference import Reference, check_size, encode_reference
 from .sampling.schedule import Schedule
@@ -38,24 +36,6 @@ from .weights.load import load_network, meta_networks
 DECODED_TOGETHER = 2  # frames; four at once take twice the memory and are 3 % faster on one H200
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's own
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """ "auto" takes a CUDA GPU, then Apple's, then the CPU. InputError if the one asked for is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"device {name} cannot be used here ({reason}): try --device auto or --device cpu.") from error
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is float16 on a GPU and float32 on a CPU."""
-    if name == "auto":
-        name = "fp32" if device.type == "cpu" else "fp16"
-    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
 
 
 @dataclass
@@ -108,7 +88,7 @@ class Pipeline:
     def encode_reference(self, picture: np.ndarray) -> Reference:
         """A portrait in the size of the result, uint8 (H, W, 3)."""
         check_size(picture.shape[1], picture.shape[0])
-        pixels = self._pixels(picture[None])
+        pixels = to_pixels(picture[None], self.device)
         with visiting(self.device, self.reference_unet, self.vae, self.image_encoder):
             vae_mean = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist.mean
             image_embeds = self.image_encoder(clip_pixels(pixels).to(self.image_encoder.dtype)).image_embeds[:, None]
@@ -119,7 +99,7 @@ class Pipeline:
     @torch.inference_mode()
     def extract_motion(self, frames: np.ndarray, previous: Motion | None = None) -> Motion:
         """uint8 (F, H, W, 3) of any size; `previous` is the motion before them."""
-        return extract_motion(self.motion_extractor, self.motion_encoder, self._pixels(frames), previous)
+        return extract_motion(self.motion_extractor, self.motion_encoder, to_pixels(frames, self.device), previous)
 
     @torch.inference_mode()
     def stream(
@@ -162,23 +142,25 @@ class Pipeline:
             return Arrival(rearrange(pixels, "f c h w -> f h w c").contiguous())
 
     def motions(self, frames: Iterable[np.ndarray | DrivingFrame], hold: bool = True) -> Iterator[Motion]:
-        """Driving frames, uint8 (H, W, 3) or out of a `DrivingCrop`, one after the other -> their motion, in pieces, as
-        many frames in all.
+        """Extracts the motion of driving frames as they come, see `extract_motions`.
 
-        With `hold`, the last good motion stands in for frames without a face: see `held.Hold`. InputError where there
-        is no frame, or none with a face.
+        Args:
+            frames: uint8 (H, W, 3), or what a `DrivingCrop` gives.
+            hold: whether the last good motion stands in for frames without a face, see `hold.Hold`.
+
+        Returns:
+            Their motion in pieces, as many frames in all.
         """
-        seen = (frame if isinstance(frame, DrivingFrame) else DrivingFrame(frame) for frame in frames)
-        holding, motion = Hold(), None
-        while chunk := list(islice(seen, CHUNK)):
-            with torch.inference_mode(), on_stream(self.motion_stream):
-                pixels = self._pixels(np.stack([frame.pixels for frame in chunk]))
-                motion = extract_motion(self.motion_extractor, self.motion_encoder, pixels, motion)
-                ready = holding.push(motion, pixels, [frame.has_face for frame in chunk]) if hold else motion
-            yield ready
-        if motion is None:
-            raise InputError("there are no driving frames: give a video or a picture with at least one.")
-        holding.finish()
+        driving = (frame if isinstance(frame, DrivingFrame) else DrivingFrame(frame) for frame in frames)
+        chunks = extract_motions(
+            self.motion_extractor,
+            self.motion_encoder,
+            driving,
+            self.device,
+            hold=hold,
+            context=lambda: on_stream(self.motion_stream),
+        )
+        return (chunk.motion for chunk in chunks)
 
     def animate(
         self, reference: Reference, frames: Iterable[np.ndarray | DrivingFrame], *, hold: bool = True, **settings: Any
@@ -226,10 +208,6 @@ class Pipeline:
             decoding = begun
             if chunk is None:
                 return
-
-    def _pixels(self, frames: np.ndarray) -> Tensor:
-        """uint8 (F, H, W, 3) -> float32 (F, 3, H, W) in [0, 1]."""
-        return rearrange(send(torch.tensor(frames), self.device).float() / 255, "f h w c -> f c h w")
 
 
 class TinyDecoder(torch.nn.Module):

@@ -2,16 +2,24 @@
 
 import argparse
 
+from .options import SIZES, add_device_options
+
 
 def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.ArgumentParser]) -> None:
     benchmark = commands.add_parser("benchmark", parents=parents, help="how fast this machine is; needs no weights")
-    benchmark.add_argument("--frames", type=int, default=160, help="of the whole run (default 160)")
-    benchmark.add_argument("--size", type=int, default=512, help="width and height (default 512)")
-    benchmark.add_argument("--steps", type=int, default=4, help="denoising steps a frame (default 4)")
-    benchmark.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu")
-    benchmark.add_argument("--dtype", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
-    benchmark.add_argument("--decoder", default="vae", choices=("vae", "tiny"))
-    benchmark.add_argument("--keyframes", type=int, default=0, choices=(0, 1, 2, 3))
+    benchmark.add_argument("--frames", type=int, default=160, metavar="N", help="frames of the whole run")
+    benchmark.add_argument("--size", type=int, default=512, metavar="N", help=f"width and height in pixels, {SIZES}")
+    benchmark.add_argument("--steps", type=int, default=4, metavar="N", help="denoising steps a frame: 4, 8, 12, ...")
+    add_device_options(benchmark)
+    benchmark.add_argument(
+        "--decoder",
+        default="vae",
+        choices=("vae", "tiny"),
+        help="the published one, or one of TAESD's architecture",
+    )
+    benchmark.add_argument(
+        "--keyframes", type=int, default=0, choices=(0, 1, 2, 3), help="how many the timed windows have"
+    )
     benchmark.add_argument("--json", action="store_true", help="one line of JSON")
     benchmark.set_defaults(run=run)
 

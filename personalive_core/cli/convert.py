@@ -12,7 +12,9 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     conversion = commands.add_parser(
         "convert", parents=parents, help="make float16 files that load faster and take half the disk"
     )
-    conversion.add_argument("-o", "--output", type=Path, help="default: beside the checkpoints")
+    conversion.add_argument(
+        "--output", "-o", type=Path, metavar="DIR", help="folder for the new files; without it beside the checkpoints"
+    )
     conversion.set_defaults(run=run)
 
 

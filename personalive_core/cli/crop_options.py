@@ -15,7 +15,6 @@ from ..framing.crop import MARGIN, SHIFT, Crop, draw_crop, find_by_keypoints, re
 from ..framing.driving_crop import (
     MODES,
     DrivingCrop,
-    DrivingFrame,
     Locate,
     find_fixed_square,
     locate_by_detector,
@@ -24,6 +23,7 @@ from ..framing.driving_crop import (
 from ..framing.face_detector import Box, choose_face, find_faces, load_detector
 from ..framing.paste_back import FEATHER, PasteBack
 from ..media.pictures import fit_picture, read_picture
+from ..motion.extraction import DrivingFrame
 from ..networks.motion_extractor import MotionExtractor
 
 
@@ -123,7 +123,7 @@ class CropOptions:
             from ..media.video_reader import VideoReader
 
             with VideoReader(options.driving_video) as video:
-                end = options.start + options.length if options.length else None
+                end = options.start + options.max_frames if options.max_frames else None
                 pictures = (frame.pixels for frame in islice(video, options.start, end))
                 pictures = tqdm(pictures, desc="looking for the driver's head", unit="frame", leave=False)
                 fixed = find_fixed_square(pictures, locate, **room)

@@ -20,7 +20,9 @@ COLUMNS = 8  # moments on the sheet
 
 def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser("demo", parents=parents, help="the whole way on the CPU, with nothing downloaded")
-    demo.add_argument("-o", "--output", type=Path, default=Path("outputs/demo.mp4"))
+    demo.add_argument(
+        "--output", "-o", type=Path, default=Path("outputs/demo.mp4"), metavar="FILE", help="video to write"
+    )
     demo.set_defaults(run=run)
 
 

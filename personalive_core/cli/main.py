@@ -9,6 +9,7 @@ import torch
 
 from ..errors import InputError
 from . import animate, benchmark, convert, demo, download, info
+from .options import HelpFormatter
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ WEIGHTS = Path("pretrained_weights")
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 2 bad input (one sentence on standard error), 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args([_hyphenated(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         options.run(options)
@@ -35,6 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _hyphenated(argument: str) -> str:
+    """The authors' tool writes option names with underscores: both ways are taken."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--verbose", action="store_true", help="say more")
@@ -47,4 +54,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_parser(commands, [common, weights])
     for needs_no_weights in (benchmark, demo):
         needs_no_weights.add_parser(commands, [common])
+    for command_parser in commands.choices.values():
+        command_parser.formatter_class = HelpFormatter
     return parser

@@ -24,13 +24,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..config import CHUNK, PIXELS_PER_LATENT, WINDOW, ModelConfig
+from ..device import pick_device, pick_dtype
 from ..errors import InputError
 from ..media.pictures import fit_picture
 from ..media.video_reader import VideoReader
 from ..media.video_writer import VideoWriter
 from ..networks.denoising_unet import DenoisingUNet
 from ..networks.reference_unet import ReferenceUNet
-from ..pipeline import Pipeline, TinyDecoder, decoder_of, pick_device, pick_dtype, place
+from ..pipeline import Pipeline, TinyDecoder, decoder_of, place
 from ..sampling.cuda import Arrival, send, visiting
 from ..sampling.keyframes import FIRST_WINDOW, KeyframeSettings
 from ..sampling.reference import Reference, check_size, encode_reference

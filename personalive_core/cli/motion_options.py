@@ -1,244 +1,247 @@
-"""The command line's options for motion: where it comes from, how much of it is taken, what is kept of it."""
+"""The options of `animate` for motion: where it comes from, how much of it is taken, what is kept of it."""
 
 import argparse
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..errors import InputError
-from ..framing.crop import draw_crop
-from ..framing.driving_crop import DrivingFrame
 from ..media.contact_sheet import ContactSheet
-from ..media.video_reader import Frame, VideoReader
+from ..media.video_reader import VideoReader
+from ..motion.extraction import DrivingFrame, trim_frames
 from ..motion.hold import describe_held
 from ..motion.motion import Motion, MotionRecord
 from ..motion.motion_file import load_motion, save_motion
-from ..motion.performance import Performance, Strength, retarget_motion
-from ..pipeline import Pipeline
+from ..motion.performance import (
+    MAX_FRAME_RATE,
+    MAX_LOOP,
+    MAX_SMOOTHING,
+    MAX_STRENGTH,
+    MIN_FRAME_RATE,
+    PUBLISHED,
+    Adjustment,
+    Performance,
+    Strength,
+    retarget_motion,
+)
 from ..sampling.keyframes import KeyframeSettings
-from ..sampling.reference import Reference
+
+CLOCK = Fraction(1, 90000)  # seconds: MPEG's own unit of time
 
 
 def add_motion_options(animate: argparse.ArgumentParser) -> None:
     driver = animate.add_mutually_exclusive_group(required=True)
     driver.add_argument(
-        "--driving_video", type=Path, help="video, GIF, picture or folder of pictures that gives the motion"
+        "--driving-video",
+        type=Path,
+        metavar="FILE",
+        help="video, GIF, picture or folder of pictures that gives the motion",
     )
     driver.add_argument("--motion", type=Path, metavar="FILE", help="motion that --save-motion wrote, in its place")
 
     motion = animate.add_argument_group(
-        "motion", "how much of the driver's motion the portrait takes: 0 is its own, 1 the driver's, 3 at most"
+        "motion", f"How much of the motion the portrait takes: 0 is its own, 1 the driver's, {MAX_STRENGTH:g} at most."
     )
-    motion.add_argument("--expression", type=float, metavar="X", help="the face (default 1)")
-    motion.add_argument("--head-rotation", type=float, metavar="X", help="turns of the head (default 1)")
-    motion.add_argument("--head-shift", type=float, metavar="X", help="its way through the picture (default 1)")
-    motion.add_argument("--head-scale", type=float, metavar="X", help="its size, nearer and further (default 0)")
+    for name, default, what in (
+        ("expression", PUBLISHED.expression, "the face"),
+        ("head-rotation", PUBLISHED.rotation, "turns of the head"),
+        ("head-translation", PUBLISHED.translation, "movement of the head in the picture"),
+        ("head-scale", PUBLISHED.scale, "size of the head, nearer and further"),
+    ):
+        motion.add_argument(f"--{name}", type=float, default=default, metavar="X", help=what)
     motion.add_argument(
         "--relative", action="store_true", help="expression and rotation as changes since the neutral frame"
     )
-    motion.add_argument("--neutral", type=int, metavar="N", help="frame that counts as normal (default: the first)")
+    motion.add_argument("--neutral", type=int, metavar="N", help="number of the neutral frame; without it the first")
     motion.add_argument("--start", type=int, default=0, metavar="N", help="driving frames to skip first")
-    motion.add_argument("--smooth", type=float, default=0.0, metavar="N", help="calm the head over about N frames")
+    motion.add_argument(
+        "--smoothing",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help=f"calm the head over about N frames, {MAX_SMOOTHING:g} at most",
+    )
     motion.add_argument("--mirror", action="store_true", help="exchange left and right of the driving video")
-    motion.add_argument("--frame-rate", type=Fraction, metavar="FPS", help="of the result (default: the driver's)")
-    motion.add_argument("--loop", type=int, default=1, metavar="N", help="play it N times; then there is no sound")
-    motion.add_argument("--back-and-forth", action="store_true", help="every second time backwards")
+    motion.add_argument(
+        "--frame-rate",
+        type=Fraction,
+        metavar="FPS",
+        help=f"frames per second of the result, {MIN_FRAME_RATE} to {MAX_FRAME_RATE}; without it the driver's",
+    )
+    motion.add_argument(
+        "--loop", type=int, default=1, metavar="N", help=f"play it N times, {MAX_LOOP} at most; a loop has no sound"
+    )
+    motion.add_argument("--back-and-forth", action="store_true", help="with --loop: every second time backwards")
     motion.add_argument("--no-hold", action="store_true", help="take frames without a face as they are")
     motion.add_argument("--save-motion", type=Path, metavar="FILE", help="keep the motion for other portraits")
-    motion.add_argument("--sheet", type=Path, metavar="FILE", help="picture of driver, keypoints and result")
+    motion.add_argument("--sheet", type=Path, metavar="FILE", help="draw driver, keypoints and result into a picture")
 
-    long = animate.add_argument_group("long takes", "against drift")
-    long.add_argument("--keyframes", type=int, default=3, metavar="N", help="remembered frames (default 3)")
+    long = animate.add_argument_group("long takes", "Against drift.")
     long.add_argument(
-        "--keyframe-threshold", type=float, default=17.0, metavar="X", help="how new they must be (default 17)"
+        "--keyframes", type=int, default=KeyframeSettings.limit, metavar="N", help="keyframes to keep at most"
+    )
+    long.add_argument(
+        "--keyframe-threshold",
+        type=float,
+        default=KeyframeSettings.threshold,
+        metavar="X",
+        help="how far the motion tokens of a new keyframe must be from all others",
     )
     long.add_argument(
         "--return-every",
         type=float,
         default=0.0,
         metavar="S",
-        help="seconds after which they are forgotten and the portrait stands in their place (default 0: never)",
+        help="seconds after which keyframes are dropped and the portrait stands in their place; 0 is never",
     )
 
 
-class MotionOptions:
-    """What drives: a context manager, open while it is read. InputError before any work where an option cannot be."""
+def adjustment_of(options: argparse.Namespace) -> Adjustment:
+    """What the options change about the driver's motion. Raises InputError where one cannot be."""
+    if options.max_frames < 0:
+        raise InputError(f"--max-frames is {options.max_frames}, but must be 0 (all frames) or more.")
+    for flag in ("mirror", "crop_driving"):
+        if options.motion and getattr(options, flag):
+            name = flag.replace("_", "-")
+            raise InputError(f"--{name} needs the driving video, and --motion has none: use it with --save-motion.")
+    adjustment = Adjustment(
+        Strength(
+            options.expression, options.head_rotation, options.head_translation, options.head_scale, options.relative
+        ),
+        start=options.start,
+        count=options.max_frames,
+        smoothing=options.smoothing,
+        neutral=options.neutral,
+        frame_rate=options.frame_rate,
+        loop=options.loop,
+        back_and_forth=options.back_and_forth,
+    )
+    adjustment.check()
+    return adjustment
 
-    frame_rate: Fraction  # of the result
-    time_base: Fraction
+
+@dataclass(frozen=True)
+class Driver:
+    """What drives: frames of a video with their times, or a performance from a file, already adjusted.
+
+    frame_rate and time_base are the source's; count is the number of frames, None where the file does not tell; the
+    sound is that of `audio_from` from the second `audio_start` on.
+    """
+
+    name: str
+    frame_rate: Fraction
+    count: int | None
+    frames: Iterable[tuple[np.ndarray, Fraction]] = ()
+    performance: Performance | None = None
+    time_base: Fraction = CLOCK
     audio_from: Path | None = None
-    audio_start = Fraction(0)
-    total: int | None  # frames of the result, as far as is known
+    audio_start: Fraction = Fraction(0)
+    video: VideoReader | None = None
 
-    def __init__(self, options: argparse.Namespace):
-        for name, least in (("length", 0), ("start", 0), ("neutral", 0), ("smooth", 0), ("loop", 1)):
-            if (getattr(options, name) or 0) < least:
-                flag = "-L" if name == "length" else f"--{name}"
-                raise InputError(f"{flag} is {getattr(options, name)}, but must be {least} or more.")
-        if options.frame_rate is not None and not 1 <= options.frame_rate <= 240:
-            raise InputError(f"--frame-rate is {float(options.frame_rate):g}, but must be from 1 to 240.")
-        for flag in ("mirror", "crop_driving"):
-            if options.motion and getattr(options, flag):
-                name = flag.replace("_", "-")
-                raise InputError(f"--{name} needs the driving video, and --motion has none: use it with --save-motion.")
-        self._options = options
-        self.input: Path = options.motion or options.driving_video
-        self.outputs = [file for file in (options.save_motion, options.sheet) if file]
-        self._performance: Performance | None = None  # from a file; else there is a video
-        self._driving: VideoReader | None = None
-        self._video: Iterator[Frame] = iter(())
-        self._times: deque[Fraction] = deque()  # of the frames that are on their way
-        self._kept = MotionRecord()
+    def result_rate(self, adjustment: Adjustment) -> Fraction:
+        return adjustment.frame_rate or self.frame_rate
+
+    def result_time_base(self, adjustment: Adjustment) -> Fraction:
+        """The source's own clock where the frames keep their times, else one in which the new times are exact."""
+        if self.performance is None and adjustment.keeps_frames:
+            return self.time_base
+        return Fraction(1, self.result_rate(adjustment).numerator)
+
+    def result_count(self, adjustment: Adjustment) -> int | None:
+        """How many frames to expect."""
+        if self.count is None:
+            return None
+        used = max(1, self.count - adjustment.start)
+        used = min(used, adjustment.count or used)
+        return round(used / self.frame_rate * self.result_rate(adjustment)) * adjustment.loop
+
+
+@contextmanager
+def open_driver(options: argparse.Namespace, adjustment: Adjustment) -> Iterator[Driver]:
+    """Raises InputError where the file cannot be read, or has no frame to use."""
+    if options.motion:
+        performance = load_motion(options.motion).adjusted(adjustment)
+        yield Driver(performance.source, performance.frame_rate, None, performance=performance)
+        return
+    with VideoReader(options.driving_video) as video:
+        begin, frames = trim_frames(video, adjustment.start, adjustment.count)
+        has_audio = video.has_audio and adjustment.loop == 1
+        yield Driver(
+            options.driving_video.name,
+            video.frame_rate,
+            video.frame_count,
+            frames,
+            time_base=video.time_base,
+            audio_from=options.driving_video if has_audio else None,
+            audio_start=begin,
+            video=video,
+        )
+
+
+class Recorder:
+    """Watches a run and keeps what is asked for: the frames' times, the motion for a file, the contact sheet."""
+
+    def __init__(self, save_motion: Path | None, sheet: Path | None, keeps_frames: bool):
+        self.times: deque[Fraction] = deque()  # of the driving frames whose results are still to come
+        self._motion_file, self._sheet_file = save_motion, sheet
+        self._sheet = ContactSheet() if sheet else None
+        self._keeps_frames = keeps_frames
+        self._record, self._all_times = MotionRecord(), list[Fraction]()
         self._held = bytearray()
-        self._done = 0
-        self._sheet = ContactSheet() if options.sheet else None
-        # Where none of these is asked for, motion is used as it comes, and none is kept.
-        self._is_whole = bool(options.motion or options.neutral is not None or options.smooth or options.loop > 1)
-        self._is_whole |= options.frame_rate is not None
-        self._keeps_times = not (options.motion or options.frame_rate or options.loop > 1)
+        self._results = 0
 
-    def __enter__(self) -> "MotionOptions":
-        options = self._options
-        self.time_base = Fraction(1, 90000)
-        total: int | None
-        if options.motion:
-            self._performance = load_motion(options.motion)
-            own_rate, total = self._performance.frame_rate, len(self._performance.motion)
-        else:
-            self._driving = driving = VideoReader(options.driving_video)
-            own_rate, total, self.time_base = driving.frame_rate, driving.frame_count, driving.time_base
-            first = next(islice(driving, options.start, None), None)
-            if first is None:
-                driving.close()
-                raise InputError(f"there are no driving frames from frame {options.start} on: lower --start.")
-            self._video = chain([first], driving)
-            if driving.has_audio and options.loop == 1:
-                self.audio_from, self.audio_start = options.driving_video, first.time
-        # As it was saved, where nothing else is asked for.
-        saved = self._performance.strength if self._performance else Strength()
-        given = {
-            "expression": options.expression,
-            "rotation": options.head_rotation,
-            "shift": options.head_shift,
-            "scale": options.head_scale,
-        }
-        self._strength = Strength(
-            **{name: getattr(saved, name) if value is None else value for name, value in given.items()},
-            relative=options.relative or saved.relative,
-        )
-        self._strength.check()
-        self._own_rate, self.frame_rate = own_rate, options.frame_rate or own_rate
-        if not self._keeps_times:
-            self.time_base = Fraction(1, self.frame_rate.numerator)
-        self.total = total and min(filter(None, (options.length, max(1, total - options.start))))
-        if self.total and not self._keeps_times:
-            self.total = round(self.total / own_rate * self.frame_rate) * options.loop
-        self._keyframes = KeyframeSettings(
-            options.keyframes, options.keyframe_threshold, round(options.return_every * self.frame_rate)
-        )
-        self._keyframes.check()
-        return self
+    def frames(self, frames: Iterable[DrivingFrame]) -> Iterator[DrivingFrame]:
+        """The same frames."""
+        for i, frame in enumerate(frames):
+            self.times.append(frame.time)
+            if self._motion_file:
+                self._all_times.append(frame.time)
+            if self._sheet and self._keeps_frames:
+                self._sheet.add("driver", i, frame.pixels)
+                if frame.overview and self._sheet.wants(i):
+                    self._sheet.add_whole(i, frame.overview())
+            yield frame
 
-    def __exit__(self, *_) -> None:
-        if self._driving:
-            self._driving.close()
-
-    def settings(
-        self, pipeline: Pipeline, reference: Reference, crop: Callable[[np.ndarray], DrivingFrame]
-    ) -> dict[str, Any]:
-        """The motion, and the other settings that `Pipeline.animate_motion` takes with it."""
-        options, neutral = self._options, None
-        pieces: Iterable[Motion]
-        if self._performance is None:
-            pieces = pipeline.motions(self._frames(crop), not options.no_hold)
-        if self._is_whole:
-            performance = self._performance
-            start, count = options.start, options.length
-            if performance is None:
-                progress = tqdm(pieces, "motion", unit_scale=4, unit="frame", leave=False)
-                record = MotionRecord()
-                for piece in progress:
-                    record.append(piece)
-                performance = Performance(record.motion(), self._own_rate)
-                start = count = 0  # only these frames were read
-            performance = performance.adjusted(
-                self._strength,
-                start=start,
-                count=count,
-                neutral=options.neutral,
-                smoothing=options.smooth,
-                frame_rate=options.frame_rate,
-                times=options.loop,
-                back_and_forth=options.back_and_forth,
-            )
-            pieces, neutral, self.total = [performance.motion], performance.neutral, len(performance.motion)
-        self._neutral = neutral
-        return {
-            "motions": self._seen(pieces, reference.motion),
-            "keyframes": self._keyframes,
-            "strength": self._strength,
-            "neutral": neutral,
-        }
-
-    def _frames(self, crop: Callable[[np.ndarray], DrivingFrame]) -> Iterator[DrivingFrame]:
-        begin = None
-        for i, frame in enumerate(islice(self._video, self._options.length or None)):
-            begin = frame.time if begin is None else begin
-            self._times.append(frame.time - begin)
-            cropped = crop(frame.pixels)
-            if self._options.mirror:
-                cropped = cropped._replace(pixels=cropped.pixels[:, ::-1])
-            if self._sheet and self._keeps_times:
-                self._sheet.add("driver", i, cropped.pixels)
-                if cropped.square and self._sheet.wants(i):
-                    whole = draw_crop(frame.pixels, cropped.square, [])
-                    self._sheet.add_whole(i, whole[:, ::-1] if self._options.mirror else whole)
-            yield cropped
-
-    def _seen(self, pieces: Iterable[Motion], portrait: Motion) -> Iterator[Motion]:
-        """The same pieces; what is to be kept of them is."""
+    def motions(
+        self, motions: Iterable[Motion], portrait: Motion, strength: Strength, neutral: Motion | None
+    ) -> Iterator[Motion]:
+        """The same motion; the sheet shows what the networks get of it."""
         index = 0
-        neutral = self._neutral
-        for piece in pieces:
-            if self._options.save_motion:
-                self._kept.append(piece)
-            self._held += bytes(piece.held.tolist())
-            for i in range(len(piece)):
-                neutral = piece[:1] if neutral is None else neutral
+        for motion in motions:
+            if self._motion_file:
+                self._record.append(motion)
+            self._held += bytes(motion.held.tolist())
+            for i in range(len(motion)):
+                neutral = motion[:1] if neutral is None else neutral
                 if self._sheet and self._sheet.wants(index):
-                    frame = retarget_motion(portrait, piece[i : i + 1], neutral, self._strength)
-                    self._sheet.add_keypoints(index, frame)
+                    retargeted = retarget_motion(portrait, motion[i : i + 1], neutral, strength)
+                    self._sheet.add_keypoints(index, retargeted)
                 index += 1
-            yield piece
+            yield motion
 
-    def frame_done(self, pixels: np.ndarray) -> Fraction:
-        """The next finished frame, uint8 (H, W, 3) -> the second at which it is shown."""
+    def result(self, pixels: np.ndarray) -> None:
+        """The next finished frame, uint8 (H, W, 3)."""
         if self._sheet:
-            self._sheet.add("result", self._done, pixels)
-        self._done += 1
-        return self._times.popleft() if self._keeps_times else (self._done - 1) / self.frame_rate
+            self._sheet.add("result", self._results, pixels)
+        self._results += 1
 
-    def finish(self) -> None:
-        """Once all is done: write what is to be kept, and say what was held and what was wrong with the video."""
-        options = self._options
-        if options.save_motion:
-            source = self._performance.source if self._performance else options.driving_video.name
-            motion = self._kept.motion()
-            save_motion(
-                Performance(motion, self.frame_rate, source, self._strength, self._neutral), options.save_motion
-            )
-        if self._sheet:
-            options.sheet.parent.mkdir(parents=True, exist_ok=True)
-            self._sheet.image().save(options.sheet)
+    def write(self, performance: Performance | None, name: str, frame_rate: Fraction, strength: Strength) -> None:
+        """Writes the files that were asked for, and says which frames were held. Without a whole performance it is
+        made of what was recorded."""
+        if self._motion_file:
+            if performance is None:
+                extracted = Performance.extracted(self._record.motion(), frame_rate, name, self._all_times)
+                performance = replace(extracted, strength=strength)
+            save_motion(performance.at_constant_rate(), self._motion_file)
+        if self._sheet and self._sheet_file:
+            self._sheet_file.parent.mkdir(parents=True, exist_ok=True)
+            self._sheet.image().save(self._sheet_file)
         if held := describe_held(torch.tensor(list(self._held))):
             print(held, file=sys.stderr)
-        if self._driving and self._driving.problem:
-            print(f"warning: {self._driving.problem}", file=sys.stderr)

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import InputError
+from ..motion.extraction import DrivingFrame
 from ..networks.motion_extractor import MotionExtractor
-from .crop import MARGIN, SHIFT, Crop, find_by_keypoints, refine_face
+from .crop import MARGIN, SHIFT, Crop, draw_crop, find_by_keypoints, refine_face
 from .face_detector import Box, Detector, choose_face, find_faces
 
 MODES = ("smoothed", "fixed", "per-frame")
@@ -62,15 +63,6 @@ def locate_by_keypoints(extractor: MotionExtractor, device: torch.device | str =
     return locate
 
 
-class DrivingFrame(NamedTuple):
-    """A driving picture, uint8 (H, W, 3); whether it shows a face, as far as is known; the square of a larger picture
-    that it is."""
-
-    pixels: np.ndarray
-    has_face: bool = True
-    square: Crop | None = None
-
-
 class DrivingCrop:
     """Cuts the driver's head out of frame after frame: uint8 (H, W, 3) -> SIZE x SIZE pixels.
 
@@ -96,14 +88,15 @@ class DrivingCrop:
         self._smooth = Smoother() if mode == "smoothed" else lambda box: box
         self._before: Box | None = None  # where a face was last found
         self._shown: Box | None = None
+        self.square: Crop | None = None  # of the last frame
 
     def cut(self, picture: np.ndarray) -> DrivingFrame:
         """The next frame; every frame must go through here once, in order."""
         found = self._locate(picture, self._before) if self._locate else None
         self._before = found or self._before
-        square = self._fixed or self._follow(found, picture)
+        self.square = square = self._fixed or self._follow(found, picture)
         has_face = self._locate is None or (found is not None and _is_inside(square, *found.centre))
-        return DrivingFrame(square.cut(picture, SIZE), has_face, square)
+        return DrivingFrame(square.cut(picture, SIZE), has_face, overview=partial(draw_crop, picture, square, []))
 
     def _follow(self, found: Box | None, picture: np.ndarray) -> Crop:
         self._shown = self._smooth(found) or self._shown

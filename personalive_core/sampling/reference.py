@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..config import LATENT_SCALE, PIXELS_PER_LATENT
+from ..config import LATENT_SCALE, MAX_SIDE, MIN_SIDE, PIXELS_PER_LATENT
 from ..errors import InputError
 from ..motion.extraction import extract_motion
 from ..motion.motion import Motion
@@ -12,16 +12,14 @@ from ..networks.motion_encoder import MotionEncoder
 from ..networks.motion_extractor import MotionExtractor
 from ..networks.reference_unet import ReferenceFeatures, ReferenceUNet
 
-MINIMUM_SIDE = 128
-
 
 def check_size(width: int, height: int) -> None:
-    """InputError unless the networks can make pictures of this size, in pixels."""
+    """Raises InputError unless the networks can make pictures of this size, in pixels."""
     for side, value in (("width", width), ("height", height)):
-        if value < MINIMUM_SIDE or value % PIXELS_PER_LATENT:
-            nearest = max(MINIMUM_SIDE, round(value / PIXELS_PER_LATENT) * PIXELS_PER_LATENT)
+        if not MIN_SIDE <= value <= MAX_SIDE or value % PIXELS_PER_LATENT:
+            nearest = min(max(MIN_SIDE, round(value / PIXELS_PER_LATENT) * PIXELS_PER_LATENT), MAX_SIDE)
             raise InputError(
-                f"{side} is {value}, but must be a multiple of {PIXELS_PER_LATENT}, at least {MINIMUM_SIDE}: "
+                f"{side} is {value}, but must be a multiple of {PIXELS_PER_LATENT} from {MIN_SIDE} to {MAX_SIDE}: "
                 f"try {nearest}."
             )
 

@@ -188,7 +188,7 @@ def test_a_bad_checkpoint_is_named(weights, portrait, tmp_path, capfd, kind, wor
         (["-W", "100"], "width is 100"),
         (["-H", "132"], "height is 132"),
         (["--steps", "5"], "steps is 5"),
-        (["-L", "-1"], "-L is -1"),
+        (["-L", "-1"], "--max-frames is -1"),
         (["--device", "cuda:99"], "device cuda:99"),
         (["--weights", "nowhere"], "download"),
         (["-o", "out.txt"], "out.txt"),

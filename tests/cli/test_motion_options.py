@@ -77,7 +77,7 @@ def test_one_motion_file_drives_two_portraits(weights, portrait, tmp_path):  # n
 
 def test_a_part_at_another_rate_with_its_sound(weights, portrait, tmp_path):  # noqa: F811
     driving, output = write_source(tmp_path / "driving.mp4", seconds=1.2, onset=0.6), tmp_path / "out.mp4"
-    more = ["--start", "5", "-L", "20", "--frame-rate", "30", "--smooth", "2", "--mirror", "--no-hold"]
+    more = ["--start", "5", "-L", "20", "--frame-rate", "30", "--smoothing", "2", "--mirror", "--no-hold"]
     assert animate(weights, portrait, driving, output, *more) == 0
     with VideoReader(output) as reader:
         assert reader.frame_rate == 30
@@ -88,7 +88,18 @@ def test_a_part_at_another_rate_with_its_sound(weights, portrait, tmp_path):  # 
 
 def test_strengths_of_one_change_no_bit(weights, portrait, tmp_path):  # noqa: F811
     driving = write_clip(tmp_path / "driving.mp4", 5)
-    ones = ["--expression", "1", "--head-rotation", "1", "--head-shift", "1", "--head-scale", "0", "--neutral", "0"]
+    ones = [
+        "--expression",
+        "1",
+        "--head-rotation",
+        "1",
+        "--head-translation",
+        "1",
+        "--head-scale",
+        "0",
+        "--neutral",
+        "0",
+    ]
     for name, more in (("a", []), ("b", ones), ("c", ["--expression", "0"])):
         assert animate(weights, portrait, driving, tmp_path / f"{name}.mp4", *more) == 0
     a, b, c = (frames_of(tmp_path / f"{name}.mp4") for name in "abc")
@@ -99,9 +110,9 @@ def test_strengths_of_one_change_no_bit(weights, portrait, tmp_path):  # noqa: F
     "more, words",
     [
         (["--start", "9"], "no driving frames from frame 9 on"),
-        (["--expression", "4"], "expression is 4.0"),
-        (["--loop", "0"], "--loop is 0"),
-        (["--frame-rate", "0"], "--frame-rate is 0"),
+        (["--expression", "4"], "expression is 4,"),
+        (["--loop", "0"], "loop is 0"),
+        (["--frame-rate", "0"], "frame rate is 0"),
         (["--neutral", "7"], "the neutral frame is 7"),
         (["--keyframes", "0", "--return-every", "1"], "at least 1 keyframe"),
         (["--save-motion", "out.mp4"], "would be overwritten"),

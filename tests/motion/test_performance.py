@@ -15,9 +15,12 @@ from personalive_core.motion.keypoints import transform_keypoints
 from personalive_core.motion.motion import Motion, MotionRecord
 from personalive_core.motion.performance import (
     PUBLISHED,
+    Adjustment,
     Performance,
     Strength,
-    change_rate,
+    frame_times,
+    nearest_frames,
+    resample,
     retarget_motion,
     smooth_pose,
 )
@@ -59,17 +62,17 @@ def test_strength_of_expression(k):
 
 
 @pytest.mark.parametrize("k", [0.0, 0.5, 1.0, 1.5])
-def test_strengths_of_rotation_shift_and_scale(k):
+def test_strengths_of_rotation_translation_and_scale(k):
     own, pose = PORTRAIT.pose, DRIVER.pose
     angles = own.angles + k * (pose.angles - own.angles)
     moved = own.translation + k * 0.5 * (pose.translation - NEUTRAL.pose.translation)
     grown = own.scale * (1 + k * (pose.scale / NEUTRAL.pose.scale - 1))
     still, stays = own.translation.expand(6, -1), own.scale.expand(6, -1)
     for strength, expected in (
-        (Strength(rotation=k, shift=0), keypoints(angles, still, stays)),
-        (Strength(rotation=1, shift=k), keypoints(pose.angles, moved, stays)),
-        (Strength(rotation=1, shift=0, scale=k), keypoints(pose.angles, still, grown)),
-        (Strength(rotation=k, shift=k, scale=k), keypoints(angles, moved, grown)),
+        (Strength(rotation=k, translation=0), keypoints(angles, still, stays)),
+        (Strength(rotation=1, translation=k), keypoints(pose.angles, moved, stays)),
+        (Strength(rotation=1, translation=0, scale=k), keypoints(pose.angles, still, grown)),
+        (Strength(rotation=k, translation=k, scale=k), keypoints(angles, moved, grown)),
     ):
         found = retarget_motion(PORTRAIT, DRIVER, NEUTRAL, strength)
         close(transform_keypoints(found.pose), expected)
@@ -121,14 +124,14 @@ def test_a_stream_takes_strengths_and_the_neutral_frame(monkeypatch: pytest.Monk
     portrait = transform_keypoints(stream.motion.pose)
     assert all((transform_keypoints(pose) == portrait).all() for pose in poses)
 
-    stream.strength = Strength(shift=1, scale=1)
+    stream.strength = Strength(translation=1, scale=1)
     state = stream.start(DRIVER, seed=1, neutral=DRIVER[3:4])
     first = retarget_motion(stream.motion, DRIVER[:1], DRIVER[3:4], stream.strength).pose
     close(poses[-1].scale[6], (stream.motion.pose.scale[0] + first.scale[0]) / 2)  # the warm-up ends where it starts
     close(poses[-1].translation[6], (stream.motion.pose.translation[0] + first.translation[0]) / 2)
 
 
-@pytest.mark.parametrize("name", ["expression", "rotation", "shift", "scale"])
+@pytest.mark.parametrize("name", ["expression", "rotation", "translation", "scale"])
 def test_a_strength_out_of_range_is_named(name):
     with pytest.raises(InputError, match=f"{name} is -1"):
         replace(PUBLISHED, **{name: -1}).check()
@@ -139,27 +142,29 @@ def test_the_defaults_change_nothing():
 
 
 def adjusted(**settings) -> Motion:
-    return Performance(DRIVER, Fraction(25)).adjusted(**settings).motion
+    return Performance(DRIVER, Fraction(25)).adjusted(Adjustment(**settings)).motion
 
 
 def test_the_neutral_frame_counts_from_the_trimmed_motion():
     performance = Performance(DRIVER, Fraction(25), "driver.mp4")
-    found = performance.adjusted(Strength(shift=0.5), start=1, neutral=2, times=2, frame_rate=Fraction(50))
+    found = performance.adjusted(
+        Adjustment(Strength(translation=0.5), start=1, neutral=2, loop=2, frame_rate=Fraction(50))
+    )
     assert same(found.neutral, DRIVER[3:4]) and len(found.motion) == 20
-    assert (found.frame_rate, found.source, found.strength.shift) == (50, "driver.mp4", 0.5)
+    assert (found.frame_rate, found.source, found.strength.translation) == (50, "driver.mp4", 0.5)
     assert same(
         found.retargeted(PORTRAIT, slice(3)), retarget_motion(PORTRAIT, found.motion[:3], DRIVER[3:4], found.strength)
     )
     with pytest.raises(InputError, match="the neutral frame is 2, and the motion ends at 1"):
-        performance.adjusted(count=2, neutral=2)
+        performance.adjusted(Adjustment(count=2, neutral=2))
 
 
 def test_trim_and_loop():
     assert same(adjusted(start=2, count=3), DRIVER[2:5])
     assert same(adjusted(start=4), DRIVER[4:])
-    assert same(adjusted(times=2), DRIVER[[*range(6)] * 2])
-    assert same(adjusted(times=3, back_and_forth=True, count=3), DRIVER[[0, 1, 2, 1, 0, 1, 2]])
-    assert same(adjusted(times=3, back_and_forth=True, count=1), DRIVER[:1])
+    assert same(adjusted(loop=2), DRIVER[[*range(6)] * 2])
+    assert same(adjusted(loop=3, back_and_forth=True, count=3), DRIVER[[0, 1, 2, 1, 0, 1, 2]])
+    assert same(adjusted(loop=3, back_and_forth=True, count=1), DRIVER[:1])
     with pytest.raises(InputError, match="has 6 frames and none from 6 on"):
         adjusted(start=6)
 
@@ -169,12 +174,75 @@ def test_another_rate_keeps_the_length_and_the_way():
     line = torch.arange(60.0)[:, None]
     motion = replace(motion, tokens=line[:, :, None].expand(-1, 32, 16).clone(), held=(line[:, 0] == 10).byte())
     for rate in (Fraction(60), Fraction(25), Fraction(15), Fraction(30000, 1001)):
-        found = change_rate(motion, Fraction(30), rate)
+        found = Performance(motion, Fraction(30)).adjusted(Adjustment(frame_rate=rate)).motion
         assert len(found) == round(2 * rate)
         close(found.tokens[:, 0, 0], (torch.arange(len(found)) * float(30 / rate)).clamp(max=59))
         close(found.pose.angles[0], motion.pose.angles[0])
         assert found.held.any()
-    assert same(change_rate(motion, Fraction(30), Fraction(15)), motion[::2])
+    assert same(Performance(motion, Fraction(30)).adjusted(Adjustment(frame_rate=Fraction(15))).motion, motion[::2])
+
+
+def uneven(frames: int) -> tuple[Fraction, ...]:
+    """Every second frame comes late by 12 ms."""
+    return tuple(i / Fraction(25) + Fraction(12, 1000) * (i % 2) for i in range(frames))
+
+
+def test_a_rate_that_varies_is_made_constant_by_the_frames_own_times():
+    motion, times = motion_of("long", 50), uneven(50)
+    line = torch.tensor([float(time) for time in times])  # a value that grows with time alone
+    motion = replace(motion, tokens=line[:, None, None].expand(-1, 32, 16).clone())
+    for rate in (Fraction(25), Fraction(60)):
+        found = Performance(motion, Fraction(25), times=times).adjusted(Adjustment(frame_rate=rate))
+        assert found.times is None and abs(len(found.motion) - 2 * rate) <= 1
+        expected = torch.tensor([float(time) for time in found.frame_times]).clamp(max=float(times[-1]))
+        close(found.motion.tokens[:, 0, 0], expected)
+
+
+def test_frames_keep_their_times_where_nothing_asks_for_others():
+    performance = Performance(motion_of("long", 50), Fraction(25), times=uneven(50))
+    found = performance.adjusted(Adjustment(start=1, count=4, smoothing=2.0))
+    assert found.times == tuple(time - uneven(50)[1] for time in uneven(50)[1:5])
+    assert performance.at_constant_rate().times is None
+
+
+def test_milliseconds_that_round_are_a_constant_rate():
+    times = [Fraction(round(1000 * time), 1000) for time in frame_times(50, Fraction(30000, 1001))]
+    assert Performance.extracted(motion_of("long", 50), Fraction(30000, 1001), "a.mkv", times).times is None
+    assert Performance.extracted(motion_of("long", 50), Fraction(25), "a.mp4", uneven(50)).times == uneven(50)
+
+
+def test_the_nearest_frames_are_those_of_the_result():
+    performance = Performance(motion_of("long", 20), Fraction(25))
+    adjustment = Adjustment(start=2, count=8, frame_rate=Fraction(50), loop=2, back_and_forth=True)
+    nearest = performance.nearest_frames(adjustment)
+    found = performance.adjusted(adjustment).motion
+    assert len(nearest) == len(found) == 31
+    assert all(torch.equal(found.held[i], performance.motion.held[n]) for i, n in enumerate(nearest))
+    assert same(found[[0, 2, 4]], performance.motion[[nearest[i] for i in (0, 2, 4)]])
+    assert nearest_frames([Fraction(0), Fraction(1)], [Fraction(1, 3), Fraction(2, 3)]) == [0, 1]
+    assert len(resample(performance.motion, performance.frame_times, [Fraction(0)])) == 1
+
+
+def test_a_second_adjustment_acts_on_what_the_first_one_made():
+    first = Performance(DRIVER, Fraction(25)).adjusted(Adjustment(Strength(1.5, 0.5, 0.5, 0.4, relative=True)))
+    assert first.adjusted(Adjustment(smoothing=2.0)).strength == first.strength
+    assert first.adjusted(Adjustment(Strength(0.5, 0.5))).strength == Strength(0.75, 0.25, 0.5, 0.4, relative=True)
+    with pytest.raises(InputError, match=r"expression is 4\.5, but must be from 0"):
+        first.adjusted(Adjustment(Strength(expression=3.0)))
+
+
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ({"smoothing": float("nan")}, "smoothing is nan, but must be from 0 to 100"),
+        ({"frame_rate": Fraction(1, 2)}, "frame rate is 0.5, but must be from 1 to 240"),
+        ({"loop": 0}, "loop is 0, but must be from 1 to 10000"),
+        ({"start": -1}, "start is -1, but must be 0 or more"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_named(setting, words):
+    with pytest.raises(InputError, match=words):
+        Performance(DRIVER, Fraction(25)).adjusted(Adjustment(**setting))
 
 
 def test_smoothing_calms_the_pose_without_lag():
