@@ -239,7 +239,7 @@ class Recorder:
             if performance is None:
                 extracted = Performance.extracted(self._record.motion(), frame_rate, name, self._all_times)
                 performance = replace(extracted, strength=strength)
-            save_motion(performance.at_constant_rate(), self._motion_file)
+            save_motion(performance, self._motion_file)
         if self._sheet and self._sheet_file:
             self._sheet_file.parent.mkdir(parents=True, exist_ok=True)
             self._sheet.image().save(self._sheet_file)

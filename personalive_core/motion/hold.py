@@ -1,8 +1,8 @@
-"""Frames that say nothing about the driver's face: the last good motion is held through them, and blended back after.
+"""Frames that say nothing about the driver's face: the last good motion is held, and blended back afterwards.
 
-Whether a frame is good is told from what is there anyway: the keypoints, the head's angles, and the picture at 32 x 32.
-The networks have no output that says "this is a face", so an ordinary picture without one may pass, unless a detector
-has looked at it.
+Whether a frame is good follows from what is known anyway: the keypoints, the angles of the head, and the picture at
+32 x 32. The networks have no output for "this is a face", so an ordinary picture without one may pass, unless a
+detector has looked at it.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ FLAT = 0.02  # standard deviation of a thumbnail, of 1; frames of a person have 
 CUT = 0.15  # mean difference between the thumbnails of two frames, of 1; frames of one shot differ by 0.03 at most
 FEWEST_DOTS = 3  # of the seven keypoints, inside the picture
 TURNED_AWAY = 75  # degrees between where the head looks and the camera
-MISSES = 3  # frames in a row; so many without a face are the detector's fault
+MISSES = 3  # frames in a row without a face that are taken for an error of the detector
 BLEND = 4  # frames from the held motion back to the driver's
 
 
@@ -41,14 +41,14 @@ class Reason(IntEnum):
 
 
 class Hold:
-    """Takes the motion of driving frames in any number of pieces, and gives it out with bad frames held.
+    """Takes the motion of driving frames piece by piece, and returns it with bad frames held.
 
-    Good frames keep every bit, but for the four after held ones, which are blended. Frames before the first good one
-    wait for it and get its motion. What comes out does not depend on how the frames are cut into pieces.
+    Good frames keep every bit, except for the four after held ones, which are blended. Frames before the first good
+    one wait for it and get its motion. The result does not depend on how the frames are cut into pieces.
 
-    Where a detector has looked: it misses a face now and then, and whether it is there again in the next frames is not
-    known yet. So up to `MISSES` frames after one with a face keep the networks' own motion. If more follow, those are
-    held, with the motion of the last frame that had a face. Before the first face no miss is forgiven.
+    A detector misses a face now and then, and whether it finds the face in the next frames is not known yet. So up to
+    `MISSES` frames after one with a face keep their own motion. Later ones are held, with the motion of the last frame
+    that had a face. Before the first face every miss counts.
     """
 
     def __init__(self) -> None:
@@ -61,10 +61,15 @@ class Hold:
         self._was_cut = False
 
     def push(self, motion: Motion, frames: Tensor, has_face: Sequence[bool] | None = None) -> Motion:
-        """The motion of F frames as extracted, and the frames (F, 3, H, W) in [0, 1] -> what is ready, marked `held`.
+        """Takes the next frames.
 
-        `has_face` is what a detector found in each frame, if there is one. Nothing is ready before the first good
-        frame.
+        Args:
+            motion: of F frames, as extracted.
+            frames: (F, 3, H, W) in [0, 1].
+            has_face: whether a detector found a face in each frame; None without a detector.
+
+        Returns:
+            The motion that is ready, with `held` set. Nothing is ready before the first good frame.
         """
         thumbnails = F.interpolate(frames, size=(THUMBNAIL, THUMBNAIL), mode="area").cpu()
         ready = []
@@ -76,7 +81,7 @@ class Hold:
         return Motion.cat(ready) if ready else motion[:0]
 
     def finish(self) -> None:
-        """InputError if no frame was good."""
+        """After the last frame: raises InputError if none was good."""
         if self._waiting:
             reasons = {str(reason): self._waiting.count(reason) for reason in Reason if reason in self._waiting}
             found = ", ".join(f"{reason} in {count}" for reason, count in reasons.items())
@@ -86,7 +91,7 @@ class Hold:
             )
 
     def _look(self, reason: Reason, thumbnail: Tensor) -> tuple[Reason, bool]:
-        """The reason that the picture adds to those of the networks, and whether it is far from the one before."""
+        """The reason with what the picture adds to it, and whether the picture differs much from the one before."""
         if thumbnail.std() < FLAT:
             return Reason.NO_PICTURE, False
         before, self._thumbnail = self._thumbnail, thumbnail
@@ -120,7 +125,7 @@ class Hold:
 
 
 def _judge(motion: Motion) -> list[Reason]:
-    """What the networks' outputs say about each frame."""
+    """The reason for each frame, from the networks' outputs."""
     keypoints = transform_keypoints(motion.pose)
     has_face = has_face_box(keypoints) & (dots_inside(keypoints) >= FEWEST_DOTS)
     pitch, yaw, _ = motion.pose.angles.deg2rad().unbind(-1)
@@ -137,7 +142,7 @@ def _blend(held: Motion, own: Motion, weight: float) -> Motion:
 
 
 def describe_held(held: Tensor) -> str:
-    """`Motion.held` in words, frames counted from 0; empty where nothing was held."""
+    """`Motion.held` in words, with frames counted from 0; empty if nothing was held."""
     runs, first = [], 0
     for code, group in groupby(held.tolist()):
         last = first + len(list(group)) - 1

@@ -1,7 +1,7 @@
 """Head poses, the keypoints they give, and what is made from keypoints: the keypoint map and the face crops.
 
-Plain functions on float32 tensors of any device. The face boxes and the crops count pixels end-exclusive, as slices
-do: a box x1, y1, x2, y2 takes columns x1 .. x2 - 1 and rows y1 .. y2 - 1.
+Plain functions on float32 tensors of any device. F is the number of frames. A box x1, y1, x2, y2 takes the columns
+x1 .. x2 - 1 and the rows y1 .. y2 - 1, as slices do.
 """
 
 import torch
@@ -26,31 +26,43 @@ TRANSLATION_GAIN = 0.5  # how much of the driver's movement the portrait takes
 
 
 def _rotate(a: Tensor, b: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns the axis a towards the axis b."""
+    """Rotates the axis a towards the axis b."""
     cos, sin = angle.cos(), angle.sin()
     return cos * a - sin * b, sin * a + cos * b
 
 
 def transform_keypoints(pose: HeadPose) -> Tensor:
-    """Rotated, scaled and moved keypoints (F, 21, 3): x and y in image coordinates, [-1, 1] over the picture.
+    """Rotates, scales and translates the canonical keypoints.
 
-    Canonical keypoints @ (Rz(roll) Ry(yaw) Rx(pitch))^T, right-handed, one axis after the other: keypoints are cut to
-    whole pixels later, and a matrix product may run in TF32.
+    Canonical keypoints @ (Rz(roll) Ry(yaw) Rx(pitch))^T, right-handed, one axis after the other: keypoints are
+    truncated to whole pixels later, and a matrix product may run in TF32.
+
+    Args:
+        pose: of F frames.
+
+    Returns:
+        (F, 21, 3): x and y in image coordinates, [-1, 1] over the picture.
     """
     pitch, yaw, roll = pose.angles.deg2rad()[:, None].unbind(-1)  # each (F, 1)
     x, y, z = pose.keypoints.unbind(-1)  # each (F, 21)
     y, z = _rotate(y, z, pitch)
     z, x = _rotate(z, x, yaw)
     x, y = _rotate(x, y, roll)
-    shift_x, shift_y, _ = pose.translation[:, None].unbind(-1)  # the depth is not moved
-    return torch.stack([x * pose.scale + shift_x, y * pose.scale + shift_y, z * pose.scale], dim=-1)
+    move_x, move_y, _ = pose.translation[:, None].unbind(-1)  # the depth is not translated
+    return torch.stack([x * pose.scale + move_x, y * pose.scale + move_y, z * pose.scale], dim=-1)
 
 
 def retarget(reference: HeadPose, driving: HeadPose, first: HeadPose) -> HeadPose:
-    """The portrait's head with the driver's movement, for the F frames of `driving`.
+    """The portrait's head with the driver's movement, as published.
 
-    `reference` is the portrait's pose and `first` that of the first driving frame, one frame each. Keypoints and scale
-    stay the portrait's, angles are the driver's, and the translation follows the driver's change since `first`.
+    Args:
+        reference: the portrait's pose, one frame.
+        driving: the driver's poses, F frames.
+        first: the driver's pose in the first frame.
+
+    Returns:
+        F poses: the portrait's keypoints and scale, the driver's angles, and a translation that follows the driver's
+        change since `first`.
     """
     frames = len(driving)
     return HeadPose(
@@ -62,10 +74,15 @@ def retarget(reference: HeadPose, driving: HeadPose, first: HeadPose) -> HeadPos
 
 
 def warm_up_poses(reference: HeadPose, first: HeadPose) -> HeadPose:
-    """The 12 poses before the first driving frame, from the portrait's (pose 0 is its own) to that frame's.
+    """The poses of the warm-up, which lead from the portrait to the first driving frame.
 
-    `first` is the first driving frame retargeted, one frame as `reference`. As published its translation and scale are
-    the portrait's own, and only the angles move.
+    Args:
+        reference: the portrait's pose, one frame.
+        first: the pose of the first driving frame, retargeted. As published its translation and scale are the
+            portrait's, so that only the angles change.
+
+    Returns:
+        12 poses; the first is the portrait's own.
     """
     weights = torch.arange(WARM_UP, device=reference.angles.device)[:, None] / WARM_UP
     angles, translation, scale = (
@@ -76,16 +93,21 @@ def warm_up_poses(reference: HeadPose, first: HeadPose) -> HeadPose:
 
 
 def _dot_pixels(keypoints: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Columns and rows of the seven dots, each (F, 7), whole numbers in float32."""
+    """Columns and rows of the seven drawn keypoints, each (F, 7), whole numbers in float32."""
     x, y = (torch.stack([keypoints[:, dot, axis] for dot in DOTS], dim=-1).float() for axis in (0, 1))
     return ((x / 2 + 0.5) * width).trunc(), ((y / 2 + 0.5) * height).trunc()
 
 
 def draw_keypoint_map(keypoints: Tensor, height: int, width: int) -> Tensor:
-    """Seven coloured discs on black, added where they overlap: (1, 3, F, height, width) in [0, 1], float32.
+    """Draws the keypoint map that the pose guider gets: seven coloured discs on black, added where they overlap.
 
-    keypoints: (F, 21, 3) in image coordinates, on whose device it is drawn. What lies outside, or is not finite, is
-    not drawn.
+    Args:
+        keypoints: (F, 21, 3) in image coordinates. Those outside the picture, or not finite, are not drawn.
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+
+    Returns:
+        (1, 3, F, height, width) in [0, 1], float32, on the keypoints' device.
     """
     x, y = _dot_pixels(keypoints, height, width)
     columns = (torch.arange(width, device=x.device) - x[..., None]) ** 2  # (F, 7, width)
@@ -100,10 +122,14 @@ def draw_keypoint_map(keypoints: Tensor, height: int, width: int) -> Tensor:
 
 
 def face_boxes(keypoints: Tensor) -> Tensor:
-    """The square around each face, cut at the picture's border: (F, 4) int64 x1, y1, x2, y2 on a grid of 512 x 512.
+    """The square around each face, clipped to the picture.
 
-    keypoints: (F, 21, 3) of the frames themselves, in image coordinates. A face outside the picture, or keypoints that
-    are not finite, give an empty box (x2 <= x1 or y2 <= y1): see `fill_empty_boxes`.
+    Args:
+        keypoints: (F, 21, 3) of the frames themselves, in image coordinates.
+
+    Returns:
+        (F, 4) int64 x1, y1, x2, y2 on a grid of 512 x 512. A face outside the picture, or keypoints that are not
+        finite, give an empty box (x2 <= x1 or y2 <= y1): see `fill_empty_boxes`.
     """
     x, y = _dot_pixels(keypoints, BOX_GRID, BOX_GRID)
     center = torch.stack([x.mean(-1), y.mean(-1)], dim=-1)
@@ -118,20 +144,25 @@ def _is_full(boxes: Tensor) -> Tensor:
 
 
 def has_face_box(keypoints: Tensor) -> Tensor:
-    """(F, 21, 3) -> (F,): whether these keypoints give a face box that holds anything."""
+    """Whether the keypoints (F, 21, 3) give a face box that is not empty: (F,) bool."""
     return _is_full(face_boxes(keypoints))
 
 
 def dots_inside(keypoints: Tensor) -> Tensor:
-    """(F, 21, 3) -> (F,): how many of the seven keypoints that are drawn lie inside the picture."""
+    """How many of the seven drawn keypoints of (F, 21, 3) lie inside the picture: (F,)."""
     x, y = _dot_pixels(keypoints, BOX_GRID, BOX_GRID)
     return ((x >= 0) & (x < BOX_GRID) & (y >= 0) & (y < BOX_GRID)).sum(-1)
 
 
 def fill_empty_boxes(boxes: Tensor, previous: Tensor | None) -> Tensor:
-    """Boxes (F, 4) where each empty one is replaced by the last good one before it.
+    """Replaces each empty box by the last good one before it.
 
-    `previous` (4,) is the filled box of the frame before these; None at the start, where the whole picture is taken.
+    Args:
+        boxes: (F, 4), see `face_boxes`.
+        previous: (4,) the filled box of the frame before these; None at the start, where the whole picture is taken.
+
+    Returns:
+        (F, 4), none empty.
     """
     if previous is None:
         previous = torch.zeros_like(boxes[0])
@@ -143,11 +174,15 @@ def fill_empty_boxes(boxes: Tensor, previous: Tensor | None) -> Tensor:
 
 
 def crop_faces(frames: Tensor, boxes: Tensor, size: int = 224) -> Tensor:
-    """Face crops (F, 3, size, size) in [-1, 1] for the motion encoder.
+    """Crops the faces for the motion encoder.
 
-    frames: (F, 3, height, width) in [0, 1], any size; boxes: (F, 4) on the grid of 512 x 512, none empty. The box is
-    stretched to the frame's size, rounded outwards so that it stays non-empty, and resized bilinearly: no antialiasing,
-    corners not aligned.
+    Args:
+        frames: (F, 3, height, width) in [0, 1], any size.
+        boxes: (F, 4) on the grid of 512 x 512, none empty. They are scaled to the frame and rounded outwards.
+        size: of the crops, in pixels.
+
+    Returns:
+        (F, 3, size, size) in [-1, 1], resized bilinearly without antialiasing, corners not aligned.
     """
     height, width = frames.shape[-2:]
     crops = []

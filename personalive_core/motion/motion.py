@@ -10,10 +10,13 @@ from ..networks.head_pose import HeadPose
 
 @dataclass(frozen=True)
 class Motion:
-    """What is known of F driving frames: a few KB each, float32 on the CPU, for any portrait and any output size.
+    """What is known of F driving frames: 2.4 KB each, float32 on the CPU, for any portrait and any output size.
 
-    pose: their head poses; tokens (F, 32, 16); boxes (F, 4) face boxes x1, y1, x2, y2 on a 512 x 512 grid; held (F,)
-    uint8: 0 where a frame's motion is its own, else why it is not (`held.Reason`).
+    Args:
+        pose: head poses.
+        tokens: (F, 32, 16) motion tokens.
+        boxes: (F, 4) face boxes x1, y1, x2, y2 on a grid of 512 x 512.
+        held: (F,) uint8, 0 where a frame's motion is its own, else why it is not (`hold.Reason`).
     """
 
     pose: HeadPose
@@ -41,11 +44,11 @@ class Motion:
         )
 
     def marked(self, reason: int) -> "Motion":
-        """The same, held in every frame for this reason."""
+        """The same motion, marked as held in every frame for this reason."""
         return replace(self, held=torch.full_like(self.held, reason))
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, to be stored; `of_tensors` puts them together again."""
+        """The tensors by name, to be stored; `of_tensors` is the way back."""
         own = {"tokens": self.tokens, "boxes": self.boxes, "held": self.held}
         return own | {f"pose.{key}": x for key, x in vars(self.pose).items()}
 
@@ -56,10 +59,10 @@ class Motion:
 
 
 class MotionRecord:
-    """Motion that comes in pieces and is kept: copied into one buffer that doubles when it is full.
+    """Collects motion that comes in pieces, in one buffer that doubles when it is full.
 
-    A list of the pieces would do, were it not for the C library's heap: many small tensors that stay, made between
-    large ones that go, keep it from being reused. That took 5 GB for 1600 frames, in place of 4 MB.
+    A list of the pieces fragments the C library's heap: small tensors that stay lie between large ones that go. That
+    took 5 GB for 1600 frames, in place of 4 MB.
     """
 
     def __init__(self) -> None:
@@ -79,5 +82,5 @@ class MotionRecord:
         self._frames = frames
 
     def motion(self) -> Motion:
-        """All of it so far; there must be some."""
+        """All of it so far, at least one frame."""
         return Motion.of_tensors({key: value[: self._frames] for key, value in self._tensors.items()})

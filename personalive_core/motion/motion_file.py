@@ -32,8 +32,12 @@ SHAPES: dict[str, Sequence[int]] = {  # of one frame
 
 
 def save_motion(performance: Performance, path: str | Path) -> None:
-    """Write a safetensors file, whole or not at all: 2.4 KB a frame. InputError if it cannot be written."""
-    path = Path(path).absolute()
+    """Writes a safetensors file of 2.4 KB a frame, whole or not at all; a rate that varies becomes constant.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path, performance = Path(path).absolute(), performance.at_constant_rate()
     tensors = dict(performance.motion.tensors())
     if performance.neutral is not None:
         # Copied, because it may be a part of the motion's own memory, which safetensors refuses to write twice.
@@ -57,7 +61,11 @@ def save_motion(performance: Performance, path: str | Path) -> None:
 
 
 def load_motion(path: str | Path) -> Performance:
-    """InputError for a file that is missing, no motion file, damaged, or made by a newer version."""
+    """Reads what `save_motion` wrote.
+
+    Raises:
+        InputError: the file is missing, damaged, not a motion file, or of another version.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist: give the path of a motion file.")
