@@ -72,7 +72,7 @@ def test_same_motion(host, models, tmp_path):
     prompt["motion"]["inputs"] |= {"start": 2, "count": 5, "mirror": True, "frame_rate": 30.0}
     prompt["adjust"] = node("PersonaLiveAdjustMotion", motion=["motion", 0], smoothing=1.0, expression=0.5)
     prompt["keep"] = node("PersonaLiveSaveMotion", motion=["adjust", 0])
-    for part in ("save", "assemble", "sample"):
+    for part in ("save", "assemble", "latents", "sample"):
         prompt.pop(part)
     ours, theirs = load_motion(motion), load_motion(saved(host, succeed(host, prompt), "keep", "motion"))
     assert (theirs.frame_rate, theirs.strength) == (ours.frame_rate, ours.strength) == (30, Strength(expression=0.5))

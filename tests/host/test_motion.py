@@ -7,7 +7,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from media import FRAMES, RATE, SIZE, read_frames
 from PIL import Image
 from prompts import node, sampling, video
 from safetensors import safe_open
@@ -15,6 +14,7 @@ from server import Server
 from test_nodes import latents, saved, succeed
 
 from face import draw_face
+from media import FRAMES, RATE, SIZE, read_frames
 from personalive_core.media.video_reader import VideoReader
 from personalive_core.media.video_writer import VideoWriter
 
@@ -77,7 +77,8 @@ def test_saved_motion_drives_two_portraits(host):
     prompt = loaded | {
         "smile": node("LoadImage", image="smile.png"),
         "reference_2": loaded["reference"] | {"inputs": loaded["reference"]["inputs"] | {"image": ["smile", 0]}},
-        "adjust": node("PersonaLiveAdjustMotion", motion=["motion", 0], reference=["reference_2", 0], expression=0.5),
+        # The strength in the file stays.
+        "adjust": node("PersonaLiveAdjustMotion", motion=["motion", 0], reference=["reference_2", 0]),
     }
     prompt["sample"] = {**prompt["sample"], "inputs": prompt["sample"]["inputs"] | {"reference": ["reference_2", 0]}}
     run = host.run(prompt)
