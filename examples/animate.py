@@ -1,10 +1,11 @@
-"""Animate a portrait with a driving video.
+r"""Animate a portrait with a driving video.
 
     python examples/animate.py
 
 Without options this uses the miniature and its example, which come with the package. With the official weights:
 
-    python examples/animate.py --ref_image portrait.png --driving_video driving.mp4 --weights pretrained_weights --size 512
+    python examples/animate.py --ref_image portrait.png --driving_video driving.mp4 \
+        --weights pretrained_weights --size 512
 """
 
 import argparse
@@ -16,7 +17,7 @@ from personalive_core.weights.find import EXAMPLE, MINIATURE
 
 
 def animate(
-    portrait: Path, driving_video: Path, output: Path, weights: Path, size: int, max_frames: int | None
+    portrait: Path, driving_video: Path, output: Path, *, weights: Path, size: int, max_frames: int | None
 ) -> None:
     """Write `output`: the portrait, in size x size pixels, with the motion and the sound of the driving video."""
     pipeline = Pipeline.load(find_weights(weights))

@@ -2,7 +2,7 @@
 
     python examples/stream.py
 
-The frames are those of the miniature's example, at the pace of its video. Replace `camera` with an iterator of your own.
+The frames are those of the miniature's example, at the pace of its video. Replace `camera` with your own iterator.
 """
 
 import argparse
@@ -39,9 +39,7 @@ def main(max_frames: int | None) -> None:
     # Four frames come out together. Show each one here, or send it on.
     for i, _pixels in enumerate(chain.from_iterable(pipeline.animate(reference, driving_frames()))):
         now = time.perf_counter() - begun
-        print(
-            f"frame {i}: in at {went_in[i]:.2f} s, out at {now:.2f} s, after {len(went_in)} frames went in", flush=True
-        )
+        print(f"frame {i}: in at {went_in[i]:.2f} s, out at {now:.2f} s, {len(went_in)} frames in so far", flush=True)
 
 
 if __name__ == "__main__":
