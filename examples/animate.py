@@ -41,5 +41,12 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=128, help="width and height; 512 for the official weights")
     parser.add_argument("--max_frames", type=int, help="default: all")
     options = parser.parse_args()
-    animate(options.ref_image, options.driving_video, options.output, options.weights, options.size, options.max_frames)
+    animate(
+        options.ref_image,
+        options.driving_video,
+        options.output,
+        weights=options.weights,
+        size=options.size,
+        max_frames=options.max_frames,
+    )
     print(options.output)
