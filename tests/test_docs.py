@@ -116,6 +116,12 @@ def test_two_commands():
     assert f"<!-- test command -->\n```sh\n{test}\n```" in README
 
 
+def test_the_citation_has_the_version_of_the_package():
+    patterns = {"CITATION.cff": r"^version: (\S+)$", "pyproject.toml": r'^version = "(\S+)"'}
+    found = [re.search(p, (ROOT / name).read_text("utf-8"), re.MULTILINE)[1] for name, p in patterns.items()]
+    assert found[0] == found[1]
+
+
 def option_rows(command: str) -> dict[str, str]:
     """The options in a command's tables, or in those of all commands, under each of their names: the default."""
     sections = re.split(r"^## ", (DOCS / "command-line.md").read_text("utf-8"), flags=re.MULTILINE)
