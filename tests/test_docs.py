@@ -1,47 +1,57 @@
-"""README and help pages tell the truth: links, pictures, quoted messages, files to fetch, commands."""
+"""The documentation tells the truth: links, pictures, quoted messages, files to fetch, commands, options, modules."""
 
+import argparse
 import ast
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
+import personalive_core
+from personalive_core.cli.main import _parser
 from personalive_core.weights import hub
 
 ROOT = Path(__file__).parents[1]
-HELP = ROOT / "nodes" / "web" / "docs"
+DOCS, HELP = ROOT / "docs", ROOT / "nodes" / "web" / "docs"
+CORE = Path(personalive_core.__file__).parent
 README = (ROOT / "README.md").read_text("utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(HELP.glob("*.md"))]
-SOURCES = [*Path(hub.__file__).parents[1].rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")),
+    *sorted(DOCS.glob("*.md")),
+    *sorted(HELP.glob("*.md")),
+]
+SOURCES = [*CORE.rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]
+COMMANDS = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
 VALUE = "\0"  # stands for what a message fills in
 LARGEST = 80_000  # bytes of a picture on a help page
+LONGEST = 200  # lines of the README
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 QUOTE = re.compile(r'\*\*"(.+?)"\*\*')  # a message of the program, with ... for its values
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def without_code(text: str) -> str:
-    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def anchors(text: str) -> set[str]:
+@lru_cache
+def anchors(page: Path) -> set[str]:
     """What GitHub makes of the headings."""
-    titles = re.findall(r"^#+ (.+)$", without_code(text), re.MULTILINE)
-    return {"#" + re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @every_page
 def test_links(page):
-    text = page.read_text("utf-8")
-    for link in LINK.findall(without_code(text)):
-        if link.startswith("#"):
-            assert link in anchors(text)
-        elif not link.startswith("https://"):
-            assert (page.parent / link).is_file(), link
+    for link in LINK.findall(FENCE.sub("", page.read_text("utf-8"))):
+        if not link.startswith("https://"):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.is_file(), link
+            assert not anchor or anchor in anchors(target), link
 
 
+@lru_cache
 def messages() -> list[str]:
     """Every text that the sources hand to an exception, or to anything else; values replaced."""
     trees = (ast.parse(source.read_text("utf-8")) for source in SOURCES)
@@ -58,16 +68,23 @@ def messages() -> list[str]:
 
 @every_page
 def test_quoted_messages_exist(page):
-    known = messages()
     for quote in QUOTE.findall(page.read_text("utf-8")):
         parts = re.split(r"\s*\.\.\.\s*", quote)
         pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
-        assert any(pattern.search(message) for message in known), quote
+        assert any(pattern.search(message) for message in messages()), quote
 
 
 def test_troubleshooting_quotes_messages():
-    section = README.partition("## Troubleshooting")[2].partition("\n## ")[0]
-    assert len(QUOTE.findall(section)) > 20
+    assert len(QUOTE.findall((DOCS / "troubleshooting.md").read_text("utf-8"))) > 20
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= LONGEST
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in LINK.findall(README)}
+    assert {page.resolve() for page in PAGES} - linked == {(ROOT / "README.md").resolve()}
 
 
 def test_every_node_has_a_help_page_with_a_picture():
@@ -82,9 +99,10 @@ def test_every_node_has_a_help_page_with_a_picture():
 
 def test_weights_table():
     """Every file to fetch, with its address and size; the settings files are for the command line alone."""
+    text = (DOCS / "installation.md").read_text("utf-8")
     for file in hub.FILES:
         if not file.path.endswith("config.json"):
-            (row,) = re.findall(rf"^\| \[.*/{file.repo}/resolve/\w+/{re.escape(file.path)}\).*$", README, re.MULTILINE)
+            (row,) = re.findall(rf"^\| \[.*/{file.repo}/resolve/\w+/{re.escape(file.path)}\).*$", text, re.MULTILINE)
             size = float(re.search(r"([\d.]+) GB", row)[1]) * 1e9
             assert size == pytest.approx(file.size, rel=0.1)
 
@@ -96,3 +114,63 @@ def test_two_commands():
     assert demo.endswith("-m personalive_core demo")
     assert "-m pytest tests -q" in test
     assert f"<!-- test command -->\n```sh\n{test}\n```" in README
+
+
+def test_the_citation_has_the_version_of_the_package():
+    patterns = {"CITATION.cff": r"^version: (\S+)$", "pyproject.toml": r'^version = "(\S+)"'}
+    found = [re.search(p, (ROOT / name).read_text("utf-8"), re.MULTILINE)[1] for name, p in patterns.items()]
+    assert found[0] == found[1]
+
+
+def option_rows(command: str) -> dict[str, str]:
+    """The options in a command's tables, or in those of all commands, under each of their names: the default."""
+    sections = re.split(r"^## ", (DOCS / "command-line.md").read_text("utf-8"), flags=re.MULTILINE)
+    (own,) = (section for section in sections if section.partition("\n")[0] == command)
+    found = re.findall(r"^\| (`-.+?) \| (.+?) \|", sections[0] + own, re.MULTILINE)
+    return {name: default for names, default in found for name in re.findall(r"`(.+?)`", names)}
+
+
+def shown_default(action: argparse.Action) -> str | None:
+    """What the table must say; None where the parser has no default of its own."""
+    if action.required:
+        return "required"
+    if isinstance(action.default, bool):
+        return "off"
+    if isinstance(action.default, Path):
+        return f"`{action.default.as_posix()}`"
+    if isinstance(action.default, float):
+        return f"`{action.default:g}`"
+    return None if action.default is None else f"`{action.default}`"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_stands_in_the_table_with_its_default(command):
+    rows, names = option_rows(command), set()
+    for action in COMMANDS[command]._actions:
+        if action.default is not argparse.SUPPRESS:
+            names |= set(action.option_strings)
+            for name in action.option_strings:
+                assert shown_default(action) in (None, rows.get(name)) and name in rows, name
+    assert set(rows) - names <= {"--weights"}  # stands above all commands, and two have no weights
+
+
+def test_contributing_names_every_module():
+    ((_, tree),) = (block for block in FENCE.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8")) if not block[0])
+    core, _, nodes = tree.partition("\nnodes/")
+    for text, folder in ((core, CORE), (nodes, ROOT / "nodes")):
+        modules = {path.name for path in folder.rglob("*.py")} - {"__init__.py", "__main__.py"}
+        assert set(re.findall(r"\w+\.py\b", text)) == modules
+
+
+def test_the_library_page_shows_the_example():
+    (block,) = (code for kind, code in FENCE.findall((DOCS / "library.md").read_text("utf-8")) if kind == "python")
+    program = (ROOT / "examples" / "animate.py").read_text("utf-8")
+    function = next(node for node in ast.parse(program).body if isinstance(node, ast.FunctionDef))
+    assert block.rstrip().endswith(ast.get_source_segment(program, function))
+    imports = [line for line in block.splitlines() if line.startswith("from ")]
+    assert set(imports) <= set(program.splitlines())
+
+
+def test_the_library_page_names_every_public_name():
+    text = (DOCS / "library.md").read_text("utf-8").partition("## Public names")[2]
+    assert not [name for name in personalive_core.__all__ if not re.search(rf"`{name}\b", text)]

@@ -47,7 +47,8 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_version_is_the_changelogs_and_nowhere_else_in_the_code():
     version = PYPROJECT["project"]["version"]
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert headings[0] == version
+    assert next(heading for heading in headings if heading != "Unreleased") == version
+    assert "Unreleased" not in headings[1:]
     code = [*ROOT.glob("*.py"), *ROOT.glob("nodes/*.py"), *CORE.rglob("*.py")]
     assert not [path for path in code if re.search(r"^__version__|^VERSION\b", path.read_text(encoding="utf-8"), re.M)]
 
