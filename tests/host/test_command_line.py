@@ -76,7 +76,7 @@ def test_same_motion(host, models, tmp_path):
         prompt.pop(part)
     ours, theirs = load_motion(motion), load_motion(saved(host, succeed(host, prompt), "keep", "motion"))
     assert (theirs.frame_rate, theirs.strength) == (ours.frame_rate, ours.strength) == (30, Strength(expression=0.5))
-    assert len(theirs.motion) == len(ours.motion) == 7
+    assert len(theirs.motion) == len(ours.motion) > 5
     for key, value in ours.motion.tensors().items():
         torch.testing.assert_close(theirs.motion.tensors()[key].float(), value.float(), atol=2e-3, rtol=1e-3, msg=key)
 
