@@ -64,13 +64,13 @@ def test_same_motion(host, models, tmp_path):
         "--save-motion": motion,
     }
     options = ["-W", SIZE, "-H", SIZE, "--device", "cpu", "--start", 2, "-L", 5, "--mirror", "--frame-rate", 30]
-    options += ["--smoothing", 1, "--expression", 0.5, "--keyframes", 0]
+    options += ["--expression", 0.5, "--keyframes", 0]
     assert main(["animate", *(str(part) for pair in files.items() for part in pair), *map(str, options)]) == 0
 
     prompt = with_own_encoders(video(SEED)) | {"driving": node("LoadVideo", file="uneven.mp4")}
     prompt["model"]["inputs"]["weights"] = "other"
     prompt["motion"]["inputs"] |= {"start": 2, "count": 5, "mirror": True, "frame_rate": 30.0}
-    prompt["adjust"] = node("PersonaLiveAdjustMotion", motion=["motion", 0], smoothing=1.0, expression=0.5)
+    prompt["adjust"] = node("PersonaLiveAdjustMotion", motion=["motion", 0], expression=0.5)
     prompt["keep"] = node("PersonaLiveSaveMotion", motion=["adjust", 0])
     for part in ("save", "assemble", "latents", "sample"):
         prompt.pop(part)
