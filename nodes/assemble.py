@@ -4,7 +4,6 @@ import os
 import time
 import wave
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from ..personalive_core.config import PIXELS_PER_LATENT
 from ..personalive_core.errors import InputError
 from ..personalive_core.media.video_writer import VideoWriter
-from ..personalive_core.sampling.cuda import Arrival
+from ..personalive_core.sampling.cuda import PinnedCopy, one_behind
 from . import convert, decode
 
 WHAT = "the decoded video"
@@ -91,39 +90,36 @@ class AssembleVideo(io.ComfyNode):
         )
 
 
-class _Arriving:
-    """Decoded frames, IMAGE, on their way to the CPU: as bytes, and as they are if asked for."""
+class _DecodedFrames:
+    """Copies of decoded frames (F, H, W, 3) on the CPU: as bytes, and as IMAGE if asked for."""
 
     def __init__(self, frames: Tensor, as_images: bool):
-        self._pictures = Arrival(convert.to_bytes(frames, WHAT))
-        self._is_finite = Arrival(frames.isfinite().all())
-        self._images = Arrival(frames.contiguous()) if as_images else None
+        self._pictures = PinnedCopy(convert.to_bytes(frames, WHAT))
+        self._is_finite = PinnedCopy(frames.isfinite().all())
+        self._images = PinnedCopy(frames.contiguous()) if as_images else None
 
-    def wait(self) -> tuple[np.ndarray, Tensor | None]:
-        convert.check_finite(self._is_finite.wait(), WHAT)
-        images = self._images.wait().clone() if self._images else None  # what arrives in is pinned memory: not to keep
-        return self._pictures.wait().numpy(), images
+    def result(self) -> tuple[np.ndarray, Tensor | None]:
+        convert.check_finite(self._is_finite.result(), WHAT)
+        images = self._images.result().clone() if self._images else None  # keep no pinned memory
+        return self._pictures.result().numpy(), images
 
 
 def _write_frames(latents, vae, rate: Fraction, crf: int, path: Path, sound: Path | None, kept: list | None) -> None:
     bar = comfy.utils.ProgressBar(len(latents))
     height, width = (PIXELS_PER_LATENT * side for side in latents.shape[-2:])
     with VideoWriter(path, width, height, rate, audio_from=sound, crf=crf) as video:
-        done, shown, arriving = 0, 0.0, None
-        for frames in chain(decode.decoded(vae, latents), [None]):
-            begun = None if frames is None else _Arriving(frames, kept is not None)
-            if arriving is not None:  # while the GPU is at the next
-                pictures, images = arriving.wait()
-                for pixels in pictures:
-                    video.write(pixels, done / rate)
-                    done += 1
-                if images is not None:
-                    kept.append(images)
-                preview = None
-                if time.monotonic() - shown > PREVIEW_EVERY:
-                    preview, shown = ("JPEG", Image.fromarray(pictures[-1]), 512), time.monotonic()
-                bar.update_absolute(done, len(latents), preview)
-            arriving = begun
+        done, shown = 0, 0.0
+        started = (_DecodedFrames(frames, kept is not None) for frames in decode.decoded(vae, latents))
+        for pictures, images in one_behind(started):
+            for pixels in pictures:
+                video.write(pixels, done / rate)
+                done += 1
+            if images is not None:
+                kept.append(images)
+            preview = None
+            if time.monotonic() - shown > PREVIEW_EVERY:
+                preview, shown = ("JPEG", Image.fromarray(pictures[-1]), 512), time.monotonic()
+            bar.update_absolute(done, len(latents), preview)
             comfy.model_management.throw_exception_if_processing_interrupted()
 
 

@@ -9,10 +9,10 @@ import comfy.ops
 from torch import Tensor, nn
 
 from ..personalive_core.networks.vae_decoder import VAEDecoder
-from ..personalive_core.sampling.cuda import send
+from ..personalive_core.sampling.cuda import to_device
 from . import compat, memory
 
-TOGETHER = 2  # frames; more take more memory and are hardly faster
+BATCH = 2  # frames; more take more memory and are hardly faster
 
 _patchers: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
 
@@ -24,13 +24,13 @@ def decoded(vae, latents: Tensor) -> Iterator[Tensor]:
     """
     patcher = patcher_of(vae)
     if patcher is None:
-        for chunk in latents.split(TOGETHER):
+        for chunk in latents.split(BATCH):
             yield vae.decode(chunk)
         return
     height, width = latents.shape[-2:]
     compat.load([patcher], memory.decoding(width, height, vae.vae_dtype))
-    for chunk in latents.split(TOGETHER):
-        pictures = patcher.model(send(chunk, patcher.load_device, vae.vae_dtype)).float() / 2 + 0.5
+    for chunk in latents.split(BATCH):
+        pictures = patcher.model(to_device(chunk, patcher.load_device, vae.vae_dtype)).float() / 2 + 0.5
         yield pictures.clamp(0, 1).movedim(1, -1)
 
 

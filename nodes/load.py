@@ -16,7 +16,7 @@ from ..personalive_core.networks.motion_extractor import MotionExtractor
 from ..personalive_core.networks.pose_guider import PoseGuider
 from ..personalive_core.networks.reference_unet import ReferenceUNet
 from ..personalive_core.weights.find import WeightFiles, find_weights
-from ..personalive_core.weights.load import checked_state_dict, meta_networks
+from ..personalive_core.weights.load import checked_state_dict, meta_networks, network_dtype
 from . import compat
 from .weights import OFFICIAL, checkpoint_files, encoder_files, fingerprint, prepare, weight_sets
 
@@ -54,8 +54,7 @@ def load_model(files: WeightFiles, precision: str) -> PersonaLiveModel:
     for network, expected in networks.items():
         comfy.model_management.throw_exception_if_processing_interrupted()
         parameters = sum(value.numel() for value in expected.parameters())
-        # The motion extractor's keypoints are rounded to pixels, so it keeps full precision.
-        dtype = torch.float32 if network == "motion_extractor" else compat.float_dtype(precision, parameters)
+        dtype = network_dtype(network, compat.float_dtype(precision, parameters))
         state_dict = {
             key: value.to(dtype) if value.is_floating_point() else value
             for key, value in checked_state_dict(expected, files.paths(network)).items()

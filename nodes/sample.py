@@ -14,7 +14,7 @@ from torch import Tensor
 from ..personalive_core.config import CHUNK, PIXELS_PER_LATENT, WARM_UP
 from ..personalive_core.motion.performance import Strength
 from ..personalive_core.networks.reference_unet import ReferenceFeatures
-from ..personalive_core.sampling.cuda import Arrival, on_stream, side_stream
+from ..personalive_core.sampling.cuda import PinnedCopy, on_stream, one_behind, side_stream
 from ..personalive_core.sampling.keyframes import KeyframeSettings
 from ..personalive_core.sampling.schedule import Schedule
 from ..personalive_core.sampling.stream import Stream
@@ -109,18 +109,13 @@ class Sample(io.ComfyNode):
         draw_preview = _previewer(model.device)
         bar = comfy.utils.ProgressBar(total)
         state = stream.start(performance.motion, seed, performance.neutral)
-        done, arriving = 0, None
-        for latents in chain(stream.push(state, performance.motion), stream.flush(state), [None]):
-            preview = None
-            if arriving is not None:  # of the window before, while the GPU is at this one
-                finished = arriving.wait()
-                samples[done : done + len(finished)] = finished
-                done += len(finished)
-                preview = draw_preview(finished)
-            bar.update_absolute(state.window, total, preview)
+        windows = chain(stream.push(state, performance.motion), stream.flush(state))
+        done = 0
+        for finished in one_behind(PinnedCopy(convert.to_host_latents(latents)) for latents in windows):
+            samples[done : done + len(finished)] = finished
+            done += len(finished)
+            bar.update_absolute(state.window, total, draw_preview(finished))
             comfy.model_management.throw_exception_if_processing_interrupted()
-            if latents is not None:
-                arriving = Arrival(convert.to_host_latents(latents))
         return io.NodeOutput({"samples": samples})
 
 

@@ -25,15 +25,15 @@ from .networks.motion_extractor import MotionExtractor
 from .networks.pose_guider import PoseGuider
 from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
 from .networks.vae_decoder import VAEDecoder
-from .sampling.cuda import Arrival, CapturedNetwork, can_capture, on_stream, side_stream, visiting
+from .sampling.cuda import GraphedNetwork, PinnedCopy, can_capture, on_stream, one_behind, onload, side_stream
 from .sampling.keyframes import KeyframeSettings
 from .sampling.reference import Reference, check_size, encode_reference
 from .sampling.schedule import Schedule
 from .sampling.stream import Stream
 from .weights.find import WeightFiles
-from .weights.load import load_network, meta_networks
+from .weights.load import load_network, meta_networks, network_dtype
 
-DECODED_TOGETHER = 2  # frames; four at once take twice the memory and are 3 % faster on one H200
+DECODER_BATCH = 2  # frames; four at once take twice the memory and are 3 % faster on one H200
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's own
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -89,7 +89,7 @@ class Pipeline:
         """A portrait in the size of the result, uint8 (H, W, 3)."""
         check_size(picture.shape[1], picture.shape[0])
         pixels = to_pixels(picture[None], self.device)
-        with visiting(self.device, self.reference_unet, self.vae, self.image_encoder):
+        with onload(self.device, self.reference_unet, self.vae, self.image_encoder):
             vae_mean = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist.mean
             image_embeds = self.image_encoder(clip_pixels(pixels).to(self.image_encoder.dtype)).image_embeds[:, None]
             return encode_reference(
@@ -122,24 +122,24 @@ class Pipeline:
         )
 
     def _reference_features(self, latents: Tensor, image_embeds: Tensor) -> ReferenceFeatures:
-        with visiting(self.device, self.reference_unet):
+        with onload(self.device, self.reference_unet):
             return self.reference_unet(latents, image_embeds)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Scaled latents (1, 4, F, h, w) -> uint8 (F, H, W, 3)."""
-        return self._begin_decoding(latents).wait().numpy()
+        return self._start_decoding(latents).result().numpy()
 
-    def _begin_decoding(self, latents: Tensor) -> Arrival:
-        """On a stream of its own: the next window need not wait for it."""
+    def _start_decoding(self, latents: Tensor) -> PinnedCopy:
+        """On a stream of its own, so that the next window need not wait."""
         if self.decoder_stream is not None:
             self.decoder_stream.wait_stream(torch.cuda.current_stream(self.device))
             latents.record_stream(self.decoder_stream)
         with on_stream(self.decoder_stream):
             samples = rearrange(latents / LATENT_SCALE, "1 c f h w -> f c h w").to(self.decoder.get_dtype())
-            pixels = torch.cat([self.decoder(part) for part in samples.split(DECODED_TOGETHER)])
+            pixels = torch.cat([self.decoder(part) for part in samples.split(DECODER_BATCH)])
             pixels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-            return Arrival(rearrange(pixels, "f c h w -> f h w c").contiguous())
+            return PinnedCopy(rearrange(pixels, "f c h w -> f h w c").contiguous())
 
     def motions(self, frames: Iterable[np.ndarray | DrivingFrame], hold: bool = True) -> Iterator[Motion]:
         """Extracts the motion of driving frames as they come, see `extract_motions`.
@@ -198,16 +198,19 @@ class Pipeline:
             if state is not None:
                 yield from stream.flush(state)
 
-        latents, decoding = windows(), None
-        while True:
-            with torch.inference_mode():  # around the work alone: a generator must not leave it on between frames
-                chunk = next(latents, None)
-                begun = None if chunk is None or not chunk.shape[2] else self._begin_decoding(chunk)
-            if decoding is not None:  # of the window before, while the GPU is at this one
-                yield decoding.wait().numpy()
-            decoding = begun
-            if chunk is None:
-                return
+        def decoding() -> Iterator[PinnedCopy]:
+            latents = windows()
+            while True:
+                with torch.inference_mode():  # around the work alone: a generator must not leave it on between frames
+                    chunk = next(latents, None)
+                    if chunk is None:
+                        return
+                    started = self._start_decoding(chunk) if chunk.shape[2] else None
+                if started:
+                    yield started
+
+        for frames in one_behind(decoding()):
+            yield frames.numpy()
 
 
 class TinyDecoder(torch.nn.Module):
@@ -248,11 +251,10 @@ def place(name: str, network: torch.nn.Module, device: torch.device, dtype: torc
     """A network of the pipeline where it works or waits, channels-last as is fastest; the motion networks as CUDA
     graphs where there are any."""
     home = torch.device("cpu") if name == "reference_unet" else device
-    # The motion extractor's keypoints are rounded to pixels, so it keeps full precision everywhere.
-    network.to(home, torch.float32 if name == "motion_extractor" else dtype)
+    network.to(home, network_dtype(name, dtype))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    is_captured = name in ("motion_encoder", "motion_extractor") and can_capture(device)
-    return CapturedNetwork(network) if is_captured else network
+    is_graphed = name in ("motion_encoder", "motion_extractor") and can_capture(device)
+    return GraphedNetwork(network) if is_graphed else network
 
 
 def clip_pixels(pixels: Tensor) -> Tensor:

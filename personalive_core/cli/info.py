@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from ..networks.fused import kernels_status
 from ..weights import hub
 from ..weights.find import find_weights
 
@@ -26,6 +27,7 @@ def run(options: argparse.Namespace) -> None:
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         print(f"GPU: {gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, compute capability {gpu.major}.{gpu.minor}")
+        print(f"Triton kernels: {kernels_status(torch.device('cuda', 0))}")
     else:
         print("GPU: none that PyTorch can use")
     files = find_weights(options.weights)

@@ -32,7 +32,7 @@ from ..media.video_writer import VideoWriter
 from ..networks.denoising_unet import DenoisingUNet
 from ..networks.reference_unet import ReferenceUNet
 from ..pipeline import Pipeline, TinyDecoder, decoder_of, place
-from ..sampling.cuda import Arrival, send, visiting
+from ..sampling.cuda import PinnedCopy, onload, to_device
 from ..sampling.keyframes import FIRST_WINDOW, KeyframeSettings
 from ..sampling.reference import Reference, check_size, encode_reference
 from ..sampling.schedule import Schedule
@@ -131,7 +131,7 @@ def _pipeline(device: torch.device, dtype: torch.dtype, decoder: str) -> Pipelin
 def _reference(pipeline: Pipeline, size: int) -> Reference:
     generator = torch.Generator().manual_seed(1)
     side = size // PIXELS_PER_LATENT
-    with visiting(pipeline.device, pipeline.reference_unet):
+    with onload(pipeline.device, pipeline.reference_unet):
         return encode_reference(
             pipeline.reference_unet,
             pipeline.motion_extractor,
@@ -233,15 +233,15 @@ def _parts(
             chunk = np.stack(list(islice(frames, CHUNK)))
             motion = pipeline.extract_motion(chunk, motion)  # the same again would be no keyframe
     pictures = pipeline.decode(latents)
-    on_device = send(torch.from_numpy(pictures), device)
+    on_device = to_device(torch.from_numpy(pictures), device)
 
     @torch.inference_mode()
     def denoise() -> None:
         stream.step(state, motion)
 
     def copy_both_ways() -> None:
-        send(torch.from_numpy(chunk), device)
-        Arrival(on_device).wait()
+        to_device(torch.from_numpy(chunk), device)
+        PinnedCopy(on_device).result()
 
     def write() -> None:
         height, width = pictures.shape[1:3]

@@ -1,4 +1,4 @@
-"""Attention as one function, so that a host can put its own in place of it."""
+"""Attention as one function, so that a host can replace it."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(queries, keys, values) -> values; all (batch, heads, tokens, head size), softmax scale 1 / sqrt(head size)."""
+"""(queries, keys, values) -> values, all (B, heads, tokens, head size); softmax scale 1 / sqrt(head size)."""
 
 CUDNN_FIRST = [
     SDPBackend.CUDNN_ATTENTION,
@@ -20,9 +20,15 @@ CUDNN_FIRST = [
 
 
 def pytorch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's own attention; it picks the kernel for the device.
+    """PyTorch's own attention, by the kernel that is fastest on the device.
 
-    q: (B, heads, tokens, head size); k, v: (B, heads, other tokens, head size). Returns the shape of q.
+    Args:
+        q: (B, heads, tokens, head size).
+        k: (B, heads, S, head size).
+        v: (B, heads, S, head size).
+
+    Returns:
+        The shape of q.
     """
     if not (_is_cudnn_fastest(q.device) and torch.backends.cuda.cudnn_sdp_enabled()):
         return scaled_dot_product_attention(q, k, v)
@@ -32,8 +38,8 @@ def pytorch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @lru_cache
 def _is_cudnn_fastest(device: torch.device) -> bool:
-    """PyTorch's own rule. PyTorch keeps to it from the first use of attention on, unless that use is within
-    `sdpa_kernel` with an order, as in ComfyUI: then it goes back to flash first, and stays there."""
+    """PyTorch's own rule. PyTorch applies it when attention is first used, unless an `sdpa_kernel` order is set at that
+    moment, as ComfyUI does: from then on, flash attention comes first."""
     if device.type != "cuda" or torch.version.cuda is None:
         return False
     is_data_centre = torch.cuda.get_device_capability(device) in ((9, 0), (10, 0))  # H100, H200; B200

@@ -1,6 +1,7 @@
 """The denoising UNet: predicts the noise of a window of frames, each at its own noise level."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from ..config import UNetConfig
 from .attention import Attention, pytorch_attention
-from .blocks import GroupNorm
+from .blocks import GroupNorm, Operations
 from .reference_unet import ReferenceFeatures
 from .spatial import KeysValues, Level, SpatialBlock, UNet
 from .temporal import MotionModule, TemporalModule
@@ -17,28 +18,29 @@ from .temporal import MotionModule, TemporalModule
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What depends on the reference (and its keyframes) alone, computed once and used in every window.
+    """What depends on the reference and its keyframes alone, computed once and used in every window.
 
-    Both by path of the spatial transformer block. `cross` (1, 1, C) is what the cross-attention to the single image
-    embedding adds; `keys_values` are those of the reference features, keyframes appended along tokens.
+    Both dictionaries are by path of the spatial transformer block.
     """
 
-    cross: dict[str, Tensor]
-    keys_values: dict[str, KeysValues]
+    cross: dict[str, Tensor]  # (1, 1, C), what cross-attention to the single image embedding adds
+    keys_values: dict[str, KeysValues]  # of the reference features, then of each keyframe's
 
 
 class DenoisingUNet(UNet):
+    """A UNet with a motion module and a temporal module after each layer (arXiv 2512.11253)."""
+
     def __init__(
         self,
         config: UNetConfig | None = None,
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations=nn,
+        operations: Operations = nn,
         attention: Attention = pytorch_attention,
     ):
         config = config or UNetConfig()
-        kwargs = dict(dtype=dtype, device=device)
+        kwargs: dict[str, Any] = dict(dtype=dtype, device=device)
         shared = dict(attention=attention, operations=operations, **kwargs)
         super().__init__(config, **shared)
         for level in (*self.down_blocks, self.mid_block, *self.up_blocks):
@@ -52,15 +54,18 @@ class DenoisingUNet(UNet):
         self.conv_out = operations.Conv2d(first, config.latent_channels, 3, padding=1, **kwargs)
 
     def condition(self, image_embeds: Tensor, features: ReferenceFeatures) -> Conditioning:
-        """image embeds (1, 1, 768) and the reference features -> what every window of this reference uses."""
+        """image_embeds (1, 1, 768) and the reference features -> what every window of this reference uses."""
         cross = {path: block.attn2.single_token(image_embeds) for path, block in self._spatial_blocks()}
         return Conditioning(cross, self._keys_values(features))
 
     def add_keyframe(self, conditioning: Conditioning, features: ReferenceFeatures) -> Conditioning:
-        """The same with one more set of features to look at; made with the same image embeds."""
-        old, new = conditioning.keys_values, self._keys_values(features)
-        joined = {path: tuple(torch.cat(pair, 1) for pair in zip(old[path], new[path], strict=True)) for path in old}
-        return Conditioning(conditioning.cross, joined)
+        """The same with one more set of features to attend to, made with the same image embeds."""
+        new = self._keys_values(features)
+        extended = {
+            path: (torch.cat([k, new[path][0]], 1), torch.cat([v, new[path][1]], 1))
+            for path, (k, v) in conditioning.keys_values.items()
+        }
+        return Conditioning(conditioning.cross, extended)
 
     def _spatial_blocks(self) -> list[tuple[str, SpatialBlock]]:
         return [(path, module) for path, module in self.named_modules() if isinstance(module, SpatialBlock)]
@@ -76,10 +81,17 @@ class DenoisingUNet(UNet):
         motion_tokens: Tensor,
         pose_features: Tensor,
     ) -> Tensor:
-        """Predict the noise of F frames.
+        """Predicts the noise of F frames; floating-point tensors are in the network's dtype.
 
-        latents (B, 4, F, h, w), timesteps (F,), motion tokens (B, F, 32, 16), pose features (B, 320, F, h, w)
-        -> noise (B, 4, F, h, w). All floating tensors in the network's dtype (model: arXiv 2512.11253).
+        Args:
+            latents: (B, 4, F, h, w), scaled.
+            timesteps: (F,), the noise level of each frame.
+            conditioning: From `condition`.
+            motion_tokens: (B, F, 32, 16).
+            pose_features: (B, 320, F, h, w), added after the first convolution.
+
+        Returns:
+            (B, 4, F, h, w).
         """
         batch, _, frames, _, _ = latents.shape
         tokens = rearrange(motion_tokens, "b f t c -> (b f) t c")

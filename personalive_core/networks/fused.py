@@ -1,9 +1,10 @@
-"""What the networks do between their products, fused where Triton can run, plain PyTorch everywhere else.
+"""Fused layers: Triton kernels where they can run, plain PyTorch everywhere else.
 
-Each function holds its plain twin and asks `kernels` for the fast one on a CUDA GPU, outside of training.
+They run on NVIDIA GPUs from Ampere on, outside of training. Both ways give the same result but for rounding.
 """
 
 import logging
+import sys
 from functools import lru_cache
 from types import ModuleType
 
@@ -16,71 +17,107 @@ from .attention import Attention
 
 log = logging.getLogger(__name__)
 
-AMPERE = (8, 0)  # the oldest NVIDIA generation that Triton's matrix products support
+AMPERE = (8, 0)  # compute capability of the oldest GPUs that Triton's matrix products support
 
 
 @lru_cache
-def _kernels(device: torch.device) -> ModuleType | None:
-    """The module of kernels if they run on this device; otherwise says once why not."""
-    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < AMPERE:
-        return None
+def _load_kernels(device: torch.device) -> tuple[ModuleType | None, str]:
+    """The kernels, tried out once on this device; or None and the lasting reason. An out-of-memory error is momentary,
+    so it is raised."""
+    if torch.version.cuda is None:
+        return None, "they need PyTorch for NVIDIA GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < AMPERE:
+        return None, "they need compute capability 8.0, and this GPU has {}.{}".format(*capability)
     try:
         from . import kernels
 
         kernels.geglu(torch.zeros(1, 32, device=device))
-    except Exception as error:  # Triton needs a compiler on the machine and says so in many ways
+    except Exception as error:  # for a missing compiler or driver Triton raises many types
+        if isinstance(error, MemoryError) or "out of memory" in str(error):  # PyTorch's, Triton's and the driver's
+            raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        log.info("without Triton kernels (%s): plain PyTorch, the same pictures, slower", reason)
-        return None
-    return kernels
+        if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+            reason = f"install Triton: pip install {'triton-windows' if sys.platform == 'win32' else 'triton'}"
+        log.info("Triton kernels not in use (%s): plain PyTorch gives the same pictures, more slowly", reason)
+        return None, reason
+    return kernels, ""
+
+
+def kernels_status(device: torch.device) -> str:
+    """Whether the Triton kernels are in use on a device, and if not, why and what helps; tries them if need be.
+
+    Returns:
+        "in use", or "not in use (reason)".
+    """
+    if device.type != "cuda":
+        return "not in use (they need an NVIDIA GPU)"
+    try:
+        kernels, reason = _load_kernels(device)
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        return f"not tried ({reason}): free memory on the GPU first"
+    return "in use" if kernels else f"not in use ({reason})"
 
 
 def _kernels_for(x: Tensor) -> ModuleType | None:
-    if not x.is_cuda or torch.is_grad_enabled():  # a training step needs the plain twins' gradients
+    if not x.is_cuda or torch.is_grad_enabled():  # the kernels have no gradients
         return None
-    return _kernels(x.device)
+    return _load_kernels(x.device)[0]
 
 
 def conv2d(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """x (N, C, H, W) -> what `conv` makes of it and, if that lacks its bias, the bias (C',), which the next step can
-    add at no cost."""
+    """A convolution that may leave its bias to the next layer, which adds it at no cost.
+
+    Args:
+        x: (N, C, H, W).
+
+    Returns:
+        (N, C', H', W'), and the bias (C',) if it is still to be added.
+    """
     if _kernels_for(x) and _is_ready(conv, x):
         return F.conv2d(x, conv.weight, None, conv.stride, conv.padding), conv.bias
     return conv(x), None
 
 
 def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """x (N, tokens, C) -> (N, tokens, C'): a 1x1 convolution as the product that it is."""
+    """A 1x1 convolution of tokens (N, tokens, C) -> (N, tokens, C'), as the matrix product that it is."""
     if _is_ready(conv, x):
         return F.linear(x, conv.weight.flatten(1), conv.bias)
     return conv(x.mT[..., None])[..., 0].mT
 
 
 def _is_ready(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a layer's weights can be used as they stand; a host may keep them elsewhere, and then its layer knows."""
+    """Whether a layer's weights can be used directly: a host may keep them on another device or in another type."""
     return layer.weight.device == x.device and layer.weight.dtype == x.dtype
 
 
-def add(x: Tensor, delta: Tensor, row: Tensor | None) -> Tensor:
-    """x and delta (N, C, H, W), row (C,) -> x + delta + row."""
-    if row is None:
+def add(x: Tensor, delta: Tensor, bias: Tensor | None) -> Tensor:
+    """x and delta (N, C, H, W), bias (C,) -> x + delta + bias."""
+    if bias is None:
         return x + delta
-    if fast := _kernels_for(x):
-        return fast.add(x, delta, row)
-    return x + delta + row[:, None, None]
+    if kernels := _kernels_for(x):
+        return kernels.add(x, delta, bias)
+    return x + delta + bias[:, None, None]
 
 
 def group_norm(
-    norm: nn.GroupNorm, x: Tensor, *, silu: bool = False, row: Tensor | None = None, shift: Tensor | None = None
+    norm: nn.GroupNorm, x: Tensor, *, silu: bool = False, bias: Tensor | None = None, time_bias: Tensor | None = None
 ) -> Tensor:
-    """x (N, C, H, W), after adding `row` (C,) and `shift` (N, C) -> normalised (N, C, H, W), through SiLU if asked."""
-    fast = _kernels_for(x)
-    if fast and norm.num_groups & (norm.num_groups - 1) == 0:
-        return fast.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu, row, shift)
-    if row is not None:
-        x = x + row[:, None, None]
-    if shift is not None:
-        x = x + shift[:, :, None, None]
+    """Group norm of x + bias + time_bias, then SiLU if asked.
+
+    Args:
+        x: (N, C, H, W).
+        bias: (C,), the one that `conv2d` left out.
+        time_bias: (N, C), the time embedding, projected.
+    """
+    kernels = _kernels_for(x)
+    if kernels and norm.num_groups & (norm.num_groups - 1) == 0:
+        return kernels.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu, bias, time_bias)
+    if bias is not None:
+        x = x + bias[:, None, None]
+    if time_bias is not None:
+        x = x + time_bias[:, :, None, None]
     y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
     return F.silu(y) if silu else y
 
@@ -90,20 +127,27 @@ def add_layer_norm(
     h: Tensor,
     delta: Tensor | None = None,
     *,
-    row: Tensor | None = None,
+    bias: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """h (N, tokens, width) -> h + delta + row, and its norm; both (N, tokens, width).
+    """A residual sum and its layer norm.
 
-    `row` (1 or N, 1, width) goes to every token; `positions` (frames, width) are added to the norm, N = batch x frames.
+    Args:
+        h: (N, tokens, width).
+        delta: (N, tokens, width), added to h.
+        bias: (1 or N, 1, width), added to every token of h.
+        positions: (frames, width), position encodings added to the norm; N = batch x frames.
+
+    Returns:
+        h + delta + bias, and its norm + positions; both (N, tokens, width).
     """
-    fast = _kernels_for(h)
-    if fast and (row is None or len(row) == 1):
-        return fast.add_layer_norm(h, delta, row, norm.weight, norm.bias, norm.eps, positions)
+    kernels = _kernels_for(h)
+    if kernels and (bias is None or len(bias) == 1):
+        return kernels.add_layer_norm(h, delta, bias, norm.weight, norm.bias, norm.eps, positions)
     if delta is not None:
         h = h + delta
-    if row is not None:
-        h = h + row
+    if bias is not None:
+        h = h + bias
     y = F.layer_norm(h, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     if positions is not None:
         y = (y.unflatten(0, (-1, len(positions))) + positions[:, None]).flatten(0, 1)
@@ -112,47 +156,51 @@ def add_layer_norm(
 
 def geglu(x: Tensor) -> Tensor:
     """x (..., 2 x width) -> first half x GELU(second half)."""
-    if fast := _kernels_for(x):
-        return fast.geglu(x)
+    if kernels := _kernels_for(x):
+        return kernels.geglu(x)
     x, gate = x.chunk(2, dim=-1)
     return x * F.gelu(gate)
 
 
-def join(own: Tensor, shared: Tensor) -> Tensor:
-    """own (N, tokens, width), shared (1 or N, R, width) -> (N, tokens + R, width)."""
-    fast = _kernels_for(own)
-    if fast and len(shared) == 1:
-        return fast.join(own, shared)
-    return torch.cat([own, shared.expand(len(own), -1, -1)], 1)
+def concat_reference(own: Tensor, reference: Tensor) -> Tensor:
+    """own (N, tokens, width), reference (1 or N, R, width) -> (N, tokens + R, width); keys or values."""
+    kernels = _kernels_for(own)
+    if kernels and len(reference) == 1:
+        return kernels.concat_reference(own, reference)
+    return torch.cat([own, reference.expand(len(own), -1, -1)], 1)
 
 
 def upsample_conv2d(conv: nn.Conv2d, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """x (N, C, H, W) -> the 3x3 convolution of x enlarged to `size`, twice its own or one less, by nearest pixel.
+    """Enlarges by nearest pixel, then convolves 3x3.
 
-    Each output pixel sees only 2x2 different input pixels, so the fast way sums the weights that meet the same one:
-    four 2x2 convolutions, one for each corner of a doubled pixel, with 4/9 of the work.
+    An output pixel sees only 2x2 different input pixels. So the kernels sum the weights that fall on the same one: four
+    2x2 convolutions, one for each corner of a doubled pixel, with 4/9 of the work.
+
+    Args:
+        x: (N, C, H, W).
+        size: (height, width) of the result: twice that of x, or one less.
     """
-    fast = _kernels_for(x)
-    if fast and _is_ready(conv, x) and size == (2 * x.shape[-2], 2 * x.shape[-1]):
-        y = F.conv2d(x, fast.fold_corners(conv.weight), padding=1)
-        return fast.interleave(y, conv.bias)
+    kernels = _kernels_for(x)
+    if kernels and _is_ready(conv, x) and size == (2 * x.shape[-2], 2 * x.shape[-1]):
+        y = F.conv2d(x, kernels.fold_corners(conv.weight), padding=1)
+        return kernels.interleave(y, conv.bias)
     return conv(F.interpolate(x, size=size, mode="nearest"))
 
 
 def temporal_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int, attention: Attention) -> Tensor:
-    """q, k, v (batch x frames, pixels, width) -> the same shape: each pixel looks at itself in the other frames."""
-    fast = _kernels_for(q)
-    if fast and frames == 16:
-        return fast.temporal_attention(q, k, v, frames, heads)
+    """Each pixel attends to itself in the other frames: q, k, v (batch x frames, pixels, width) -> the same shape."""
+    kernels = _kernels_for(q)
+    if kernels and frames == 16:
+        return kernels.temporal_attention(q, k, v, frames, heads)
     batch = len(q) // frames
     q, k, v = (rearrange(x, "(b f) p (h d) -> (b p) h f d", f=frames, h=heads) for x in (q, k, v))
     return rearrange(attention(q, k, v), "(b p) h f d -> (b f) p (h d)", b=batch)
 
 
-def few_keys_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, attention: Attention) -> Tensor:
-    """q (N, tokens, width), k and v (N, 32, width) -> (N, tokens, width)."""
-    fast = _kernels_for(q)
-    if fast and k.shape[1] == 32:
-        return fast.few_keys_attention(q, k, v, heads)
+def short_cross_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, attention: Attention) -> Tensor:
+    """Attention to few keys, fused for 32: q (N, tokens, width), k and v (N, S, width) -> (N, tokens, width)."""
+    kernels = _kernels_for(q)
+    if kernels and k.shape[1] == 32:
+        return kernels.short_cross_attention(q, k, v, heads)
     q, k, v = (rearrange(x, "n t (h d) -> n h t d", h=heads) for x in (q, k, v))
     return rearrange(attention(q, k, v), "n h t d -> n t (h d)")

@@ -1,4 +1,4 @@
-"""The head pose that the motion extractor gives, and that everything after it works on."""
+"""The head pose that the motion extractor finds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class HeadPose:
-    """The head in each of F frames; float32."""
+    """The head in each of F frames, in float32."""
 
-    angles: Tensor  # (F, 3) pitch, yaw, roll in degrees
+    angles: Tensor  # (F, 3): pitch, yaw, roll in degrees
     translation: Tensor  # (F, 3)
     scale: Tensor  # (F, 1)
-    keypoints: Tensor  # (F, 21, 3) canonical: before rotation, scale and translation
+    keypoints: Tensor  # (F, 21, 3): canonical, before rotation, scale and translation
 
     def __len__(self) -> int:
         return len(self.angles)
@@ -27,5 +27,5 @@ class HeadPose:
 
     @staticmethod
     def cat(poses: Sequence["HeadPose"]) -> "HeadPose":
-        """The frames of all poses, one after the other."""
+        """Concatenates the frames of several poses."""
         return HeadPose(*(torch.cat(x) for x in zip(*(vars(pose).values() for pose in poses), strict=True)))

@@ -1,6 +1,7 @@
 """The motion encoder: an hourglass face network (arXiv 1603.06937) whose heatmap becomes motion tokens."""
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import MotionEncoderConfig
+from . import fused
 from .attention import Attention, pytorch_attention
-from .blocks import FeedForward, GroupNorm, LayerNorm, SelfAttention
+from .blocks import FeedForward, GroupNorm, Operations, SelfAttention, module_list
 
 
 def _sin_cos(count: int, width: int) -> Tensor:
@@ -21,27 +23,27 @@ def _sin_cos(count: int, width: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def token_positions(count: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(count, width): the place of each motion token."""
+    """(count, width): position encodings of the motion tokens."""
     return _sin_cos(count, width).to(device, dtype)
 
 
 @lru_cache(maxsize=32)
 def patch_positions(side: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(side x side, width), row by row: the first half of the width tells the column, the second the row."""
+    """Position encodings (side x side, width), row by row: the first half encodes the column, the second the row."""
     line = _sin_cos(side, width // 2)
     columns, rows = line.expand(side, -1, -1), line[:, None].expand(-1, side, -1)
     return torch.cat([columns, rows], dim=-1).flatten(0, 1).to(device, dtype)
 
 
-def _batch_norm(channels: int, eps: float = 1e-5, *, operations, **kwargs) -> nn.Module:
-    # Not every host's `operations` have this layer.
+def _batch_norm(channels: int, eps: float = 1e-5, *, operations: Operations, **kwargs) -> nn.Module:
+    # Not every host has this layer.
     return getattr(operations, "BatchNorm2d", nn.BatchNorm2d)(channels, eps=eps, **kwargs)
 
 
 class Block(nn.Module):
     """Pre-activation: three 3x3 convolutions whose results are concatenated, plus the input."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, operations, **kwargs):
+    def __init__(self, in_channels: int, out_channels: int, *, operations: Operations, **kwargs):
         super().__init__()
         half, quarter = out_channels // 2, out_channels // 4
         self.bn1 = _batch_norm(in_channels, operations=operations, **kwargs)
@@ -67,7 +69,7 @@ class Block(nn.Module):
 
 
 class Hourglass(nn.Module):
-    def __init__(self, channels: int, depth: int, *, operations, **kwargs):
+    def __init__(self, channels: int, depth: int, *, operations: Operations, **kwargs):
         super().__init__()
         self.depth = depth
         for level in range(1, depth + 1):
@@ -88,30 +90,30 @@ class Hourglass(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    def __init__(self, channels: int, patch: int, width: int, *, operations, **kwargs):
+    def __init__(self, channels: int, patch: int, width: int, *, operations: Operations, **kwargs):
         super().__init__()
         self.proj = operations.Conv2d(channels, width, patch, stride=patch, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, side, side) -> tokens (B, (side / patch)^2, width) that know their place."""
+        """x (B, C, side, side) -> tokens (B, (side / patch)^2, width) with position encodings."""
         h = self.proj(x)
         positions = patch_positions(h.shape[-1], h.shape[1], h.device, h.dtype)
         return rearrange(h, "b c h w -> b (h w) c") + positions
 
 
 class TransformerBlock(nn.Module):
-    def __init__(self, width: int, heads: int, *, operations, attention: Attention, **kwargs):
+    def __init__(self, width: int, heads: int, *, operations: Operations, attention: Attention, **kwargs):
         super().__init__()
         attend = SelfAttention(width, heads, operations=operations, attention=attention, **kwargs)
         self.attention_blocks = nn.ModuleList([attend])
-        self.norms = nn.ModuleList([LayerNorm(width, **kwargs)])
+        self.norms = module_list([nn.LayerNorm(width, **kwargs)])
         self.ff = FeedForward(width, operations=operations, **kwargs)
-        self.ff_norm = LayerNorm(width, **kwargs)
+        self.ff_norm = nn.LayerNorm(width, **kwargs)
 
     def forward(self, h: Tensor) -> Tensor:
         """h (B, tokens, width) -> the same shape."""
-        _, x = self.norms[0](h)
-        h, x = self.ff_norm(h, self.attention_blocks[0](x))
+        _, x = fused.add_layer_norm(self.norms[0], h)
+        h, x = fused.add_layer_norm(self.ff_norm, h, self.attention_blocks[0](x))
         return h + self.ff(x)
 
 
@@ -119,7 +121,14 @@ class PatchTransformer(nn.Module):
     """Self-attention between the patches of a square feature map."""
 
     def __init__(
-        self, channels: int, patch: int, config: MotionEncoderConfig, *, operations, attention: Attention, **kwargs
+        self,
+        channels: int,
+        patch: int,
+        config: MotionEncoderConfig,
+        *,
+        operations: Operations,
+        attention: Attention,
+        **kwargs,
     ):
         super().__init__()
         width = config.attention_width
@@ -142,7 +151,7 @@ class PatchTransformer(nn.Module):
 class FaceNetwork(nn.Module):
     """The hourglass and the layers around it, under the checkpoint's names."""
 
-    def __init__(self, config: MotionEncoderConfig, *, operations, attention: Attention, **kwargs):
+    def __init__(self, config: MotionEncoderConfig, *, operations: Operations, attention: Attention, **kwargs):
         super().__init__()
         stem, channels, half = config.stem_channels, config.channels, config.channels // 2
         block_kwargs = dict(operations=operations, **kwargs)
@@ -175,7 +184,7 @@ class FaceNetwork(nn.Module):
 
 
 class MotionEncoder(nn.Module):
-    """For inference: call `eval()` on it, as its batch norms use the recorded statistics."""
+    """Call `eval()` before use: the batch norms need their recorded statistics."""
 
     def __init__(
         self,
@@ -183,13 +192,13 @@ class MotionEncoder(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations=nn,
+        operations: Operations = nn,
         attention: Attention = pytorch_attention,
     ):
         super().__init__()
         self.config = config = config or MotionEncoderConfig()
         width = config.tokens * config.token_width
-        kwargs = dict(operations=operations, dtype=dtype, device=device)
+        kwargs: dict[str, Any] = dict(operations=operations, dtype=dtype, device=device)
         self.model = FaceNetwork(config, attention=attention, **kwargs)
         self.final_proj = operations.Linear(width, width, dtype=dtype, device=device)
 
@@ -197,7 +206,7 @@ class MotionEncoder(nn.Module):
         return self.final_proj.weight.dtype
 
     def forward(self, faces: Tensor) -> Tensor:
-        """Face crops (F, 3, 224, 224) in [-1, 1] -> motion tokens (1, F, 32, 16)."""
+        """faces (F, 3, 224, 224) in [-1, 1] -> motion tokens (1, F, 32, 16)."""
         h = self.final_proj(self.model(faces))
         tokens = rearrange(h, "f (t w) -> 1 f t w", t=self.config.tokens)
         return tokens + token_positions(self.config.tokens, self.config.token_width, h.device, h.dtype)

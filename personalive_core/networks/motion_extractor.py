@@ -1,4 +1,4 @@
-"""The motion extractor: ConvNeXtV2-tiny (arXiv 2301.00808) with heads for the head pose and 21 keypoints."""
+"""The motion extractor: ConvNeXtV2-tiny (arXiv 2301.00808) with outputs for the head pose and 21 keypoints."""
 
 from itertools import pairwise
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import MotionExtractorConfig
+from .blocks import Operations
 from .head_pose import HeadPose
 
 
@@ -45,7 +46,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, *, operations, **kwargs):
+    def __init__(self, width: int, *, operations: Operations, **kwargs):
         super().__init__()
         self.dwconv = operations.Conv2d(width, width, 7, padding=3, groups=width, **kwargs)
         self.norm = LayerNorm(width, **kwargs)
@@ -63,7 +64,7 @@ class Block(nn.Module):
 class Detector(nn.Module):
     """The backbone and its heads, under the checkpoint's names."""
 
-    def __init__(self, config: MotionExtractorConfig, *, operations, **kwargs):
+    def __init__(self, config: MotionExtractorConfig, *, operations: Operations, **kwargs):
         super().__init__()
         stem = nn.Sequential(
             operations.Conv2d(3, config.widths[0], 4, stride=4, **kwargs),
@@ -106,19 +107,21 @@ class Detector(nn.Module):
 
 
 def _degrees(bins: Tensor) -> Tensor:
-    """Scores (F, bins) -> expected angle (F,); a bin is 3 degrees wide and the first of 66 stands at -97.5."""
+    """Scores (F, bins) -> expected angle (F,); bins are 3 degrees wide, and the first of 66 is at -97.5."""
     numbers = torch.arange(bins.shape[-1], device=bins.device)
     return 3 * (bins.softmax(-1) * numbers).sum(-1) - 97.5
 
 
 class MotionExtractor(nn.Module):
+    """Finds the head pose in a picture of a face."""
+
     def __init__(
         self,
         config: MotionExtractorConfig | None = None,
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations=nn,
+        operations: Operations = nn,
     ):
         super().__init__()
         self.config = config = config or MotionExtractorConfig()
@@ -128,7 +131,7 @@ class MotionExtractor(nn.Module):
         return self.detector.fc_kp.weight.dtype
 
     def forward(self, frames: Tensor) -> HeadPose:
-        """Frames (F, 3, 256, 256) in [0, 1] -> the head pose of each, in float32."""
+        """frames (F, 3, 256, 256) in [0, 1] -> the head pose of each, in float32."""
         heads = self.detector(frames)
         return HeadPose(
             angles=torch.stack([_degrees(heads[axis]) for axis in ("pitch", "yaw", "roll")], dim=-1),

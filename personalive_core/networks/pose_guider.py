@@ -1,6 +1,7 @@
-"""The pose guider: from the keypoint map to what the denoising UNet adds to its first convolution."""
+"""The pose guider: turns the keypoint map into what the denoising UNet adds after its first convolution."""
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import PoseGuiderConfig
+from .blocks import Operations
 
 
 class PoseGuider(nn.Module):
@@ -19,11 +21,11 @@ class PoseGuider(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations=nn,
+        operations: Operations = nn,
     ):
         super().__init__()
         self.config = config = config or PoseGuiderConfig()
-        kwargs = dict(padding=1, dtype=dtype, device=device)
+        kwargs: dict[str, Any] = dict(padding=1, dtype=dtype, device=device)
         self.conv_in = operations.Conv2d(3, config.channels[0], 3, **kwargs)
         self.blocks = nn.ModuleList()
         for channels, wider in pairwise(config.channels):
@@ -35,7 +37,7 @@ class PoseGuider(nn.Module):
         return self.conv_in.weight.dtype
 
     def forward(self, keypoint_map: Tensor) -> Tensor:
-        """Keypoint map (1, 3, F, H, W) in [0, 1] -> pose features (1, 320, F, H/8, W/8)."""
+        """keypoint_map (1, 3, F, H, W) in [0, 1] -> pose features (1, 320, F, H/8, W/8)."""
         frames = keypoint_map.shape[2]
         h = F.silu(self.conv_in(rearrange(keypoint_map, "b c f h w -> (b f) c h w")))
         for block in self.blocks:

@@ -1,4 +1,4 @@
-"""The reference UNet: one run over the portrait gives what the denoising UNet looks at in every frame."""
+"""The reference UNet: one pass over the portrait gives the features that every frame attends to."""
 
 import torch
 from torch import Tensor, nn
@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from ..config import UNetConfig
 from .attention import Attention, pytorch_attention
+from .blocks import Operations
 from .spatial import SpatialTransformer, UNet
 
 ReferenceFeatures = dict[str, Tensor]
@@ -13,19 +14,26 @@ ReferenceFeatures = dict[str, Tensor]
 
 
 class ReferenceUNet(UNet):
+    """The UNet of Stable Diffusion 1.x, up to its last features."""
+
     def __init__(
         self,
         config: UNetConfig | None = None,
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations=nn,
+        operations: Operations = nn,
         attention: Attention = pytorch_attention,
     ):
         super().__init__(config or UNetConfig(), attention=attention, operations=operations, dtype=dtype, device=device)
 
     def forward(self, latents: Tensor, image_embeds: Tensor) -> ReferenceFeatures:
-        """latents (B, 4, h, w), image embeds (B, 1, 768) -> features, at t = 0 (model: arXiv 2512.11253, 3.1)."""
+        """One pass at timestep 0 (arXiv 2512.11253, 3.1).
+
+        Args:
+            latents: (B, 4, h, w), scaled.
+            image_embeds: (B, 1, 768), CLIP's.
+        """
         features: ReferenceFeatures = {}
 
         def transform(path: str, transformer: SpatialTransformer, h: Tensor) -> Tensor:
@@ -54,7 +62,7 @@ class ReferenceUNet(UNet):
                 h = resnet(torch.cat([h, skips.pop()], dim=1), time)
                 if level.attentions:
                     path = f"up_blocks.{i}.attentions.{j}"
-                    if not skips:  # nothing after the last features has an effect
+                    if not skips:  # what follows has no effect on the features
                         features[f"{path}.transformer_blocks.0"] = level.attentions[j].features(h)
                         return features
                     h = transform(path, level.attentions[j], h)

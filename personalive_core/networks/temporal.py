@@ -1,15 +1,25 @@
 """The two modules that follow each layer of the denoising UNet: the face's motion, and coherence in time."""
 
+from collections.abc import Sequence
+
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import UNetConfig
 from . import fused
 from .attention import Attention
-from .blocks import CrossAttention, FeedForward, GroupNorm, LayerNorm, SelfAttention, frame_positions
+from .blocks import (
+    CrossAttention,
+    FeedForward,
+    GroupNorm,
+    Operations,
+    PackedAttention,
+    frame_positions,
+    module_list,
+)
 
 
-class TemporalAttention(SelfAttention):
+class TemporalAttention(PackedAttention):
     """Self-attention across the frames at each pixel."""
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
@@ -21,27 +31,41 @@ class TemporalAttention(SelfAttention):
 class ModuleBlock(nn.Module):
     """Two attentions and a feed-forward, each added to its input."""
 
-    def __init__(self, width: int, attention_blocks: list[nn.Module], *, operations, **kwargs):
+    def __init__(self, width: int, attention_blocks: Sequence[nn.Module], *, operations: Operations, **kwargs):
         super().__init__()
         self.attention_blocks = nn.ModuleList(attention_blocks)
-        self.norms = nn.ModuleList(LayerNorm(width, **kwargs) for _ in attention_blocks)
+        self.norms = module_list(nn.LayerNorm(width, **kwargs) for _ in attention_blocks)
         self.ff = FeedForward(width, operations=operations, **kwargs)
-        self.ff_norm = LayerNorm(width, **kwargs)
+        self.ff_norm = nn.LayerNorm(width, **kwargs)
 
     def forward(self, h: Tensor, context: Tensor | int, positions: Tensor | None) -> Tensor:
-        """Positions (frames, width), if any, reach the attentions alone."""
+        """Both attentions and the feed-forward.
+
+        Args:
+            h: (N, tokens, width).
+            context: What the attentions take beside their input: motion tokens, or the number of frames.
+            positions: (frames, width), added to the input of the attentions alone.
+        """
         delta = None
         for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
-            h, x = norm(h, delta, positions=positions)
+            h, x = fused.add_layer_norm(norm, h, delta, positions=positions)
             delta = attention(x, context)
-        h, x = self.ff_norm(h, delta)
+        h, x = fused.add_layer_norm(self.ff_norm, h, delta)
         return h + self.ff(x)
 
 
 class ModuleTransformer(nn.Module):
-    """From the pixels of a picture to tokens, through one block, and back onto the picture."""
+    """Takes the pixels of a feature map as tokens through one block, and adds the result to the feature map."""
 
-    def __init__(self, channels: int, norm_groups: int, attention_blocks: list[nn.Module], *, operations, **kwargs):
+    def __init__(
+        self,
+        channels: int,
+        norm_groups: int,
+        attention_blocks: Sequence[nn.Module],
+        *,
+        operations: Operations,
+        **kwargs,
+    ):
         super().__init__()
         self.norm = GroupNorm(norm_groups, channels, eps=1e-6, **kwargs)
         self.proj_in = operations.Linear(channels, channels, **kwargs)
@@ -50,13 +74,14 @@ class ModuleTransformer(nn.Module):
         self.proj_out = operations.Linear(channels, channels, **kwargs)
 
     def forward(self, x: Tensor, context: Tensor | int, positions: Tensor | None = None) -> Tensor:
+        """x (N, C, H, W) -> the same shape; `context` and `positions` as in `ModuleBlock`."""
         h = self.proj_in(rearrange(self.norm(x), "n c h w -> n (h w) c"))
         h = self.proj_out(self.transformer_blocks[0](h, context, positions))
         return x + rearrange(h, "n (h w) c -> n c h w", h=x.shape[2])
 
 
 class MotionModule(nn.Module):
-    """Lets the pixels of a frame look at that frame's motion tokens."""
+    """Each pixel of a frame attends to that frame's motion tokens."""
 
     def __init__(self, channels: int, config: UNetConfig, *, attention: Attention, **kwargs):
         super().__init__()
@@ -72,7 +97,7 @@ class MotionModule(nn.Module):
 
 
 class TemporalModule(nn.Module):
-    """Lets each pixel look at itself in the other frames of the window, and know its place among them."""
+    """Each pixel attends to itself in the other frames of the window, with position encodings of the frames."""
 
     def __init__(self, channels: int, config: UNetConfig, *, attention: Attention, **kwargs):
         super().__init__()

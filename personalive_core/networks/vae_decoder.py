@@ -1,12 +1,12 @@
-"""The decoder of a Stable Diffusion VAE (arXiv 2112.10752), with the speed of the other networks."""
+"""The decoder of a Stable Diffusion VAE (arXiv 2112.10752), built from the fused layers."""
 
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from .blocks import GroupNorm, ResidualBlock, Upsample
+from .blocks import GroupNorm, Operations, ResidualBlock, Upsample
 
 EPS = 1e-6
 
@@ -14,7 +14,7 @@ EPS = 1e-6
 class PixelAttention(nn.Module):
     """One head over all pixels, plus the input."""
 
-    def __init__(self, channels: int, norm_groups: int, *, operations, **kwargs):
+    def __init__(self, channels: int, norm_groups: int, *, operations: Operations, **kwargs):
         super().__init__()
         self.group_norm = GroupNorm(norm_groups, channels, eps=EPS, **kwargs)
         self.to_q = operations.Linear(channels, channels, **kwargs)
@@ -43,7 +43,7 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution, then up to the next."""
+    """The residual blocks of one resolution, then upsampling to the next."""
 
     def __init__(self, in_channels: int, channels: int, layers: int, norm_groups: int, is_last: bool, **kwargs):
         super().__init__()
@@ -60,7 +60,12 @@ class Level(nn.Module):
 
 
 class VAEDecoder(nn.Module):
-    """Under diffusers' names. Latents are unscaled: divided by 0.18215 beforehand."""
+    """The decoder under diffusers' names.
+
+    Args:
+        channels: Of each resolution, the largest picture first.
+        layers: Residual blocks per resolution, less one.
+    """
 
     def __init__(
         self,
@@ -71,10 +76,10 @@ class VAEDecoder(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations=nn,
+        operations: Operations = nn,
     ):
         super().__init__()
-        plain = dict(dtype=dtype, device=device)
+        plain: dict[str, Any] = dict(dtype=dtype, device=device)
         kwargs = dict(operations=operations, **plain)
         widest = channels[-1]
         self.post_quant_conv = operations.Conv2d(latent_channels, latent_channels, 1, **plain)
@@ -89,10 +94,10 @@ class VAEDecoder(nn.Module):
         self.conv_out = operations.Conv2d(widest, 3, 3, padding=1, **plain)
 
     def get_dtype(self) -> torch.dtype:
-        return cast(torch.dtype, self.conv_in.weight.dtype)
+        return self.conv_in.weight.dtype
 
     def forward(self, latents: Tensor) -> Tensor:
-        """latents (F, 4, h, w) -> pictures (F, 3, 8 h, 8 w) in [-1, 1], not yet clamped."""
+        """Unscaled latents (F, 4, h, w) -> pictures (F, 3, 8 h, 8 w) in [-1, 1], not yet clamped."""
         h = self.conv_in(self.post_quant_conv(latents.contiguous(memory_format=torch.channels_last)))
         h = self.mid_block(h)
         for level in self.up_blocks:

@@ -1,81 +1,118 @@
-"""What keeps a CUDA GPU from waiting for the CPU."""
+"""Pinned copies, streams and CUDA graphs: what keeps a GPU from waiting for the CPU."""
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Result = TypeVar("Result", covariant=True)
 
-def send(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """x on the device, in its own floating-point type or another; through pinned memory the CPU need not wait."""
+
+class Started(Protocol[Result]):
+    """Work that is under way."""
+
+    def result(self) -> Result:
+        """Waits for the work."""
+
+
+def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Copies a tensor to a device. From the CPU to a GPU it goes through pinned memory, so the CPU does not wait.
+
+    Args:
+        x: Any tensor.
+        device: Where the copy goes.
+        dtype: The copy's type; None keeps that of `x`.
+    """
     x = x.to(dtype=dtype or x.dtype)
     if device.type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 
-class Arrival:
-    """A tensor on its way to the CPU."""
+class PinnedCopy:
+    """A copy from a GPU to pinned memory, started on the current stream. A tensor on the CPU stays as it is."""
 
     def __init__(self, x: Tensor):
         self._event = None
         if x.is_cuda:
-            self._pixels = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-            self._pixels.copy_(x, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+            self._copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            self._copy.copy_(x, non_blocking=True)
+            self._event = torch.cuda.current_stream(x.device).record_event()
         else:
-            self._pixels = x
+            self._copy = x
 
-    def wait(self) -> Tensor:
+    def result(self) -> Tensor:
+        """Waits until the copy is complete, and returns it."""
         if self._event is not None:
             self._event.synchronize()
-        return self._pixels
+        return self._copy
+
+
+def one_behind(started: Iterable[Started[Result]]) -> Iterator[Result]:
+    """Yields each result only after the next piece of work has been started, so the GPU never runs dry.
+
+    Args:
+        started: Starts a piece of work each time it is asked for the next.
+    """
+    previous = None
+    for work in started:
+        if previous is not None:
+            yield previous.result()
+        previous = work
+    if previous is not None:
+        yield previous.result()
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """Work that another stream need not wait for; None where the device has no streams."""
+    """A stream for work that other streams need not wait for; None where the device has no streams."""
     return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 def on_stream(stream: torch.cuda.Stream | None):
+    """A context manager: GPU work goes to this stream, or where it went before if None."""
     return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 @contextmanager
-def visiting(device: torch.device, *networks: nn.Module) -> Iterator[None]:
-    """Networks that wait on the CPU and are needed for a moment: on the device for that long."""
-    waiting = [
+def onload(device: torch.device, *networks: nn.Module) -> Iterator[None]:
+    """Keeps networks that wait on the CPU on the device for as long as the context lasts.
+
+    Their CPU weights are kept, not copied back. If moving them fails, nothing stays on the device.
+    """
+    offloaded = [
         (module, name, x, x.data)
         for network in networks
         for module in network.modules()
         for name, x in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     ]
-    with torch.inference_mode(False):  # weights must stay ordinary tensors
-        for network in networks:
-            network.to(device)
     try:
+        with torch.inference_mode(False):  # weights must stay ordinary tensors
+            for network in networks:
+                network.to(device)
         yield
     finally:
         with torch.inference_mode(False):
-            for module, name, x, data in waiting:  # nothing need come back
+            for module, name, x, data in offloaded:
                 x.data = data
                 setattr(module, name, x)  # `to` may have put another in its place
 
 
-class Captured:
-    """A function of tensors as one CUDA graph: the CPU starts it whole instead of kernel by kernel.
+class GraphedFunction:
+    """A function of CUDA tensors as one CUDA graph: the CPU launches it whole instead of kernel by kernel.
 
-    The first call runs as it is, which brings out what is only made once; the second captures. All calls take
-    tensors of the same shapes and give a tensor, or a dataclass of tensors. What else the function uses must stay
-    where it is in memory. Graphs captured on one `stream` share the workspace of their products, so those that may run
-    at the same time must be captured on different ones; None is one that all others share.
+    The first call runs the function as it is, so that it can allocate what it keeps; the second captures it.
+
+    Args:
+        function: Takes tensors and returns a tensor or a dataclass of tensors. All calls must have the same shapes, and
+            whatever else it uses must stay at the same addresses.
+        stream: Where to capture. Graphs captured on one stream share a cuBLAS workspace, so those that may run at the
+            same time need different streams. None takes one stream per device, shared by all.
     """
 
     def __init__(self, function: Callable[..., Any], stream: torch.cuda.Stream | None = None):
@@ -84,33 +121,37 @@ class Captured:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> Any:
-        if self._output is None:
-            self._output = self._run_once(inputs)
-            return _each(Tensor.clone, self._output)
-        if self._graph is None:
-            self._inputs = [x.clone() for x in inputs]
-            torch.cuda.synchronize()  # no other work may be under way while a stream is captured
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                _each(Tensor.copy_, self._output, self._function(*self._inputs))
-            self._graph = graph
-        for mine, x in zip(self._inputs, inputs, strict=True):
-            mine.copy_(x)
-        self._graph.replay()
-        return _each(Tensor.clone, self._output)
+        with torch.cuda.device(inputs[0].device):
+            if self._output is None:
+                self._output = self._run_once(inputs)
+            else:
+                self._replay(inputs)
+            return _map(Tensor.clone, self._output)
 
     def _run_once(self, inputs: tuple[Tensor, ...]) -> Any:
-        """On the stream of the capture, whose products then have their workspace: a capture must not allocate what
+        """Runs on the capture's stream, so cuBLAS allocates its workspace now: a capture must not allocate what
         outlives its graph."""
-        torch.cuda.empty_cache()  # what a graph before this one held
+        torch.cuda.empty_cache()  # what an earlier graph held
         if self._stream is None:
             self._stream = _capture_stream(inputs[0].device)
-        current = torch.cuda.current_stream(inputs[0].device)
+        current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             result = self._function(*inputs)
         current.wait_stream(self._stream)
-        return _each(Tensor.clone, result)
+        return _map(Tensor.clone, result)
+
+    def _replay(self, inputs: tuple[Tensor, ...]) -> None:
+        if self._graph is None:
+            self._inputs = [x.clone() for x in inputs]
+            torch.cuda.synchronize()  # no other work may be under way during a capture
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                _map(Tensor.copy_, self._output, self._function(*self._inputs))
+            self._graph = graph
+        for static, x in zip(self._inputs, inputs, strict=True):
+            static.copy_(x)
+        self._graph.replay()
 
     def __del__(self) -> None:
         if self._graph is not None:
@@ -123,8 +164,8 @@ def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _each(function: Callable[..., Tensor], result: Any, *others: Any) -> Any:
-    """Of a tensor, or of each field of a dataclass of tensors, and the same of others."""
+def _map(function: Callable[..., Tensor], result: Any, *others: Any) -> Any:
+    """Applies a function to a tensor, or to each field of a dataclass of tensors, together with those of others."""
     if not is_dataclass(result) or isinstance(result, type):
         return function(result, *others)
     fields = ((name, function(x, *(getattr(other, name) for other in others))) for name, x in vars(result).items())
@@ -132,26 +173,30 @@ def _each(function: Callable[..., Tensor], result: Any, *others: Any) -> Any:
 
 
 def _trim_graph_memory(device: torch.device) -> None:
-    """What cudaMallocAsync keeps for graphs that are gone is nobody's else, and PyTorch has no way to give it back."""
+    """cudaMallocAsync keeps the memory of deleted graphs from all other use, and PyTorch cannot give it back."""
     if torch.cuda.get_allocator_backend() == "cudaMallocAsync":
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
         driver.cuDeviceGraphMemTrim(device.index)
 
 
-class CapturedNetwork:
-    """Stands in for a network of one input: a CUDA graph for each shape that comes again, which runs beside others."""
+class GraphedNetwork:
+    """Stands in for a network with one input: one CUDA graph per input shape, on a stream of its own.
+
+    Args:
+        network: Already on its CUDA device, where it must stay. Has `config` and `get_dtype()`.
+    """
 
     def __init__(self, network: Any):
         self.config: Any = network.config
         self.get_dtype: Callable[[], torch.dtype] = network.get_dtype
         self._network = network
-        self._stream = torch.cuda.Stream()
-        self._by_shape: dict[torch.Size, Captured] = {}
+        self._stream = torch.cuda.Stream(next(network.parameters()).device)
+        self._by_shape: dict[torch.Size, GraphedFunction] = {}
 
     def __call__(self, x: Tensor) -> Any:
-        return self._by_shape.setdefault(x.shape, Captured(self._network, self._stream))(x)
+        return self._by_shape.setdefault(x.shape, GraphedFunction(self._network, self._stream))(x)
 
 
 def can_capture(device: torch.device) -> bool:
-    """Whether a CUDA graph can be trusted here: AMD's have not been tried."""
+    """Whether CUDA graphs can be relied on: on NVIDIA GPUs, as AMD's are untested."""
     return torch.version.cuda is not None and device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Historical keyframes: a frame whose motion is new is looked at again later, as one more reference."""
+"""Historical keyframes: a generated frame whose motion is new becomes one more reference."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,18 @@ from torch import Tensor
 from ..config import CHUNK
 from ..errors import InputError
 
-FIRST_WINDOW = 9  # counted from 0; the frames of earlier windows are neither compared nor banked
+FIRST_WINDOW = 9  # counted from 0; frames of earlier windows are neither compared nor banked
 
 
 @dataclass(frozen=True)
 class KeyframeSettings:
-    """The published values: at most 3 keyframes, each with motion tokens more than 17 away from all banked ones.
+    """When a frame becomes a keyframe. The defaults are the published values.
 
-    For long takes: every `return_every` driving frames (0 is never, as published) all keyframes are dropped, the
-    portrait itself stands as the first, and only its motion counts as seen.
+    Args:
+        limit: The most keyframes at a time.
+        threshold: A keyframe's motion tokens must be farther than this from all banked ones, in L2 distance.
+        return_every: For long takes: after this many driving frames all keyframes are dropped, the portrait becomes the
+            first, and only its motion stays banked. 0 is never, as published.
     """
 
     limit: int = 3
@@ -24,7 +27,11 @@ class KeyframeSettings:
     return_every: int = 0
 
     def check(self) -> None:
-        """InputError where a setting makes no sense."""
+        """Checks the settings.
+
+        Raises:
+            InputError: A setting makes no sense.
+        """
         if self.limit < 0 or self.threshold < 0 or self.return_every < 0:
             raise InputError(
                 f"{self.limit} keyframes, a threshold of {self.threshold:g} and a return every {self.return_every} "
@@ -34,7 +41,7 @@ class KeyframeSettings:
             raise InputError("to return to the portrait as a keyframe takes at least 1 keyframe, and the limit is 0.")
 
     def returns(self, window: int) -> bool:
-        """Whether a return falls due in this window, which takes in driving frames 4 x window and on."""
+        """Whether a return is due in this window, whose first driving frame is 4 x window."""
         first = CHUNK * window
         return (
             bool(self.return_every) and window > 0 and first // self.return_every > (first - CHUNK) // self.return_every
@@ -43,12 +50,12 @@ class KeyframeSettings:
 
 @dataclass
 class KeyframeBank:
-    """The motion tokens (K, 32, 16), float32, that count as seen; the portrait's are the first."""
+    """The motion tokens that count as seen."""
 
-    tokens: Tensor
+    tokens: Tensor  # (K, 32, 16) in float32, the portrait's first
 
     def admit(self, tokens: Tensor, threshold: float) -> bool:
-        """Bank motion tokens (32, 16) if their smallest L2 distance to the bank is above the threshold."""
+        """Banks motion tokens (32, 16) if they are farther than `threshold` from all banked ones; whether it did."""
         new = (self.tokens - tokens).flatten(1).norm(dim=1).min().item() > threshold
         if new:
             self.tokens = torch.cat([self.tokens, tokens[None]])

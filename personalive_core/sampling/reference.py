@@ -1,4 +1,4 @@
-"""Everything that the portrait contributes, computed once."""
+"""What the portrait contributes, computed once."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,15 @@ from ..networks.reference_unet import ReferenceFeatures, ReferenceUNet
 
 
 def check_size(width: int, height: int) -> None:
-    """Raises InputError unless the networks can make pictures of this size, in pixels."""
+    """Checks that the networks can make pictures of this size.
+
+    Args:
+        width: In pixels.
+        height: In pixels.
+
+    Raises:
+        InputError: A side is too small, too large or no multiple of 8.
+    """
     for side, value in (("width", width), ("height", height)):
         if not MIN_SIDE <= value <= MAX_SIDE or value % PIXELS_PER_LATENT:
             nearest = min(max(MIN_SIDE, round(value / PIXELS_PER_LATENT) * PIXELS_PER_LATENT), MAX_SIDE)
@@ -26,15 +34,12 @@ def check_size(width: int, height: int) -> None:
 
 @dataclass(frozen=True)
 class Reference:
-    """A portrait as the networks see it.
+    """A portrait as the networks see it."""
 
-    latents (1, 4, h, w) scaled, image embeds (1, 1, 768), the reference UNet's features, the portrait's own motion.
-    """
-
-    latents: Tensor
-    image_embeds: Tensor
+    latents: Tensor  # (1, 4, h, w), scaled, float32
+    image_embeds: Tensor  # (1, 1, 768), CLIP's
     features: ReferenceFeatures
-    motion: Motion
+    motion: Motion  # one frame
 
 
 def encode_reference(
@@ -45,7 +50,13 @@ def encode_reference(
     vae_mean: Tensor,
     image_embeds: Tensor,
 ) -> Reference:
-    """picture (1, 3, H, W) in [0, 1], VAE posterior mean (1, 4, H/8, W/8) unscaled, image embeds (1, 1, 768)."""
+    """Runs the portrait through the networks.
+
+    Args:
+        picture: (1, 3, H, W) in [0, 1].
+        vae_mean: (1, 4, H/8, W/8), the mean of the VAE's posterior, unscaled.
+        image_embeds: (1, 1, 768), CLIP's.
+    """
     latents = vae_mean.float() * LATENT_SCALE
     dtype = reference_unet.get_dtype()
     features = reference_unet(latents.to(dtype), image_embeds.to(dtype))

@@ -1,4 +1,4 @@
-"""The diffusion schedule: noise levels, the ladder of a window, DDIM steps (Song et al. 2020, eta 0)."""
+"""The diffusion schedule: noise levels, the timesteps of a window, DDIM steps (Song et al. 2020, eta 0)."""
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,13 +21,13 @@ def alphas_cumprod() -> Tensor:
 
 @lru_cache
 def _alphas_cumprod(device: torch.device) -> Tensor:
-    """(1001,): index -1 is alpha-bar 1. Kept on the device, so that no window waits for a copy."""
-    with torch.inference_mode(False):  # training may use it too
+    """(1001,), of which index -1 is alpha-bar 1. Cached on the device, so that no window waits for a copy."""
+    with torch.inference_mode(False):  # training uses it too
         return torch.cat([alphas_cumprod(), torch.ones(1)]).to(device)
 
 
 def _alpha(timesteps: Tensor, like: Tensor) -> Tensor:
-    """timesteps (F,) -> their alpha-bar, so that it multiplies latents (1, 4, F, h, w)."""
+    """timesteps (F,) -> their alpha-bar (1, 1, F, 1, 1) in the type of `like`."""
     return _alphas_cumprod(like.device)[timesteps.to(like.device)].to(like)[None, None, :, None, None]
 
 
@@ -40,9 +40,16 @@ def _timesteps(schedule: "Schedule", step: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Schedule:
-    """`steps` denoising steps for each frame, a multiple of 4: a window of four chunks runs steps / 4 passes.
+    """The timesteps of a stream, and its DDIM steps.
 
-    Timestep -1 stands for the clean picture (alpha-bar 1).
+    A window holds four chunks, a quarter of the steps apart, and runs the UNet steps / 4 times. Timestep -1 stands for
+    the clean picture (alpha-bar 1).
+
+    Args:
+        steps: Denoising steps per frame, a multiple of 4.
+
+    Raises:
+        InputError: `steps` is below 4 or no multiple of 4.
     """
 
     steps: int = 4
@@ -53,32 +60,48 @@ class Schedule:
 
     @property
     def passes(self) -> int:
-        """UNet runs a window."""
+        """UNet passes per window."""
         return self.steps // (WINDOW // CHUNK)
 
     @cached_property
     def ladder(self) -> list[int]:
-        """The timesteps that a frame goes through from noise to picture, and -1 at the end."""
+        """The timesteps that a frame goes through from noise to the clean picture, ending with -1."""
         return [int(t) for t in np.round(np.linspace(TRAINING_STEPS - 1, 0, self.steps))] + [-1]
 
     def timesteps(self, step: int, device: torch.device | str = "cpu") -> Tensor:
-        """(16,) timesteps of a window's frames, oldest first, in pass `step` (0 .. passes - 1, or passes: after).
+        """The timesteps of a window's frames, oldest first. Cached, so do not change them.
 
-        Shared by all who ask: leave them as they are.
+        Args:
+            step: The UNet pass, from 0; `passes` gives the timesteps after the last one.
+
+        Returns:
+            (16,), int64.
         """
         return _timesteps(self, step, torch.device(device))
 
     def warm_up_timesteps(self, device: torch.device | str = "cpu") -> Tensor:
-        """(12,) the levels at which the three warm-up chunks enter."""
+        """(12,), the timesteps at which the three warm-up chunks start."""
         return self.timesteps(0, device)[:WARM_UP]
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """latents and noise (1, 4, F, h, w), timesteps (F,) -> latents at those noise levels."""
+        """Noises latents (1, 4, F, h, w) to timesteps (F,), with noise of their shape."""
         alpha = _alpha(timesteps, latents)
         return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
-    def step(self, latents: Tensor, noise_pred: Tensor, timesteps: Tensor, next_timesteps: Tensor):
-        """One DDIM step -> (latents at the next timesteps, predicted x0); (1, 4, F, h, w) and (F,)."""
+    def step(
+        self, latents: Tensor, noise_pred: Tensor, timesteps: Tensor, next_timesteps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One DDIM step.
+
+        Args:
+            latents: (1, 4, F, h, w) at `timesteps`.
+            noise_pred: (1, 4, F, h, w).
+            timesteps: (F,).
+            next_timesteps: (F,).
+
+        Returns:
+            The latents at `next_timesteps`, and the predicted clean latents.
+        """
         alpha = _alpha(timesteps, latents)
         next_alpha = _alpha(next_timesteps, latents)
         pred_x0 = (latents - (1 - alpha).sqrt() * noise_pred) / alpha.sqrt()

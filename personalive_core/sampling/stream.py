@@ -18,7 +18,7 @@ from ..networks.denoising_unet import Conditioning, DenoisingUNet
 from ..networks.head_pose import HeadPose
 from ..networks.pose_guider import PoseGuider
 from ..networks.reference_unet import ReferenceFeatures
-from .cuda import Captured, send
+from .cuda import GraphedFunction, to_device
 from .keyframes import FIRST_WINDOW, KeyframeBank, KeyframeSettings
 from .reference import Reference
 from .schedule import Schedule
@@ -225,19 +225,19 @@ class Stream:
 
     def _window(self, conditioning: Conditioning) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         window = partial(denoise_window, self.denoising_unet, self.schedule, conditioning)
-        return Captured(window) if self.capture else window
+        return GraphedFunction(window) if self.capture else window
 
     def _noised(self, generator: torch.Generator, timesteps: Tensor) -> Tensor:
         """The reference latents at F noise levels, (1, 4, F, h, w)."""
         _, channels, height, width = self.latents.shape
         noise = torch.randn((1, channels, len(timesteps), height, width), generator=generator)
-        return self.schedule.add_noise(self.latents[:, :, None], send(noise, self.device), timesteps)
+        return self.schedule.add_noise(self.latents[:, :, None], to_device(noise, self.device), timesteps)
 
     def _pose_features(self, poses: HeadPose) -> Tensor:
         """F head poses -> (1, 320, F, h, w)."""
         height, width = (PIXELS_PER_LATENT * side for side in self.latents.shape[-2:])
-        keypoint_map = draw_keypoint_map(send(transform_keypoints(poses), self.device), height, width)
+        keypoint_map = draw_keypoint_map(to_device(transform_keypoints(poses), self.device), height, width)
         return self.pose_guider(self._to_network(keypoint_map))
 
     def _to_network(self, x: Tensor) -> Tensor:
-        return send(x, self.device, self.dtype)
+        return to_device(x, self.device, self.dtype)

@@ -1,4 +1,4 @@
-"""One window: all its frames one rung down the ladder (or several, when a frame takes more than four steps)."""
+"""One window: each of its frames takes one denoising step, or several if a frame takes more than four in all."""
 
 from torch import Tensor
 
@@ -14,9 +14,15 @@ def denoise_window(
     motion_tokens: Tensor,
     pose_features: Tensor,
 ) -> Tensor:
-    """latents (1, 4, 16, h, w) float32, oldest chunk first -> the same after this window; the oldest chunk is done.
+    """Denoises a window of 16 frames; afterwards its oldest chunk is clean.
 
-    Motion tokens (1, 16, 32, 16) and pose features (1, 320, 16, h, w) in the network's dtype.
+    Args:
+        latents: (1, 4, 16, h, w), scaled, float32, oldest chunk first.
+        motion_tokens: (1, 16, 32, 16) in the network's dtype.
+        pose_features: (1, 320, 16, h, w) in the network's dtype.
+
+    Returns:
+        The latents after the window's steps, (1, 4, 16, h, w) in float32.
     """
     for step in range(schedule.passes):
         timesteps, next_timesteps = (schedule.timesteps(i, latents.device) for i in (step, step + 1))

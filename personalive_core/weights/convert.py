@@ -12,15 +12,15 @@ from ..config import ModelConfig
 from ..errors import InputError
 from . import hub
 from .find import NETWORK_FILES, SIZES_FILE, WeightFiles
-from .load import checked_state_dict, is_computed, load_checkpoint, meta_networks
+from .load import checked_state_dict, is_computed, load_checkpoint, meta_networks, network_dtype
 
 
 def convert(source: WeightFiles, target: Path, progress: hub.Progress | None = None) -> None:
     """Writes the six checkpoints to `target` as `<name>.safetensors`, checked, without what the model does not use.
 
-    In float16, but the motion extractor in float32: its keypoints are rounded to pixels. One file in memory at a
-    time; a file gets its name once it is whole, and one that is there and whole stays. InputError: a file is missing,
-    does not fit the model or float16, or the disk is too small. An exception from `progress` leaves no half file.
+    In float16, or float32 where `network_dtype` says so. One file in memory at a time; a file gets its name once it is
+    whole, and one that is there and whole stays. InputError: a file is missing, does not fit the model or float16, or
+    the disk is too small. An exception from `progress` leaves no half file.
     """
     networks = meta_networks(source.config)
     todo = []
@@ -32,7 +32,7 @@ def convert(source: WeightFiles, target: Path, progress: hub.Progress | None = N
             if not _is_converted(target / f"{name}.safetensors", keys):
                 todo.append((name, path, keys))
     total = sum(
-        value.numel() * _dtype(name).itemsize
+        value.numel() * network_dtype(name, torch.float16).itemsize
         for name, path, keys in todo
         for key, value in load_checkpoint(path).items()
         if key in keys
@@ -49,7 +49,7 @@ def convert(source: WeightFiles, target: Path, progress: hub.Progress | None = N
             source.config.write(target / SIZES_FILE)
         done = 0
         for name, path, keys in todo:
-            cast, dtype = {}, _dtype(name)
+            cast, dtype = {}, network_dtype(name, torch.float16)
             for key, value in load_checkpoint(path).items():
                 if key in keys:
                     cast[key] = _cast(path, key, value, dtype)
@@ -59,10 +59,6 @@ def convert(source: WeightFiles, target: Path, progress: hub.Progress | None = N
             _write(cast, target / f"{name}.safetensors", path.name)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{target} cannot be written ({error}): choose another folder.") from error
-
-
-def _dtype(name: str) -> torch.dtype:
-    return torch.float32 if name == "motion_extractor" else torch.float16
 
 
 def _is_converted(path: Path, keys: set[str]) -> bool:

@@ -142,6 +142,14 @@ def load_network(network: Network, paths: Sequence[Path], dtype: torch.dtype | N
     return network.eval().requires_grad_(False)
 
 
+def network_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The type a network's weights get when `dtype` is asked for.
+
+    The motion extractor stays in float32: its keypoints are rounded to pixels, so small errors would show.
+    """
+    return torch.float32 if name == "motion_extractor" else dtype
+
+
 def meta_networks(config: ModelConfig | None = None) -> dict[str, nn.Module]:
     """The five networks without weights (on the meta device), by the names in `NETWORK_FILES`."""
     config = config or ModelConfig()

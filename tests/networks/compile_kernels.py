@@ -29,19 +29,19 @@ def launches() -> list[tuple]:
     recorded = []
     kernels._launch = lambda kernel, grid, *arguments, **constants: recorded.append((kernel, arguments, constants))
     for dtype in (torch.float16, torch.float32):
-        x, row, shift, h, positions, keys = (
+        x, bias, time_bias, h, positions, keys = (
             torch.empty(shape, dtype=dtype, device="meta")
             for shape in ((1, WIDTH, 16, 16), (WIDTH,), (1, WIDTH), (16, 4, WIDTH), (16, WIDTH), (16, 32, WIDTH))
         )
-        kernels.group_norm(x, 32, row, row, 1e-5, True, row, shift)
-        kernels.add(x, x, row)
-        kernels.add_layer_norm(h, h, row, row, row, 1e-5, positions)
+        kernels.group_norm(x, 32, bias, bias, 1e-5, True, bias, time_bias)
+        kernels.add(x, x, bias)
+        kernels.add_layer_norm(h, h, bias, bias, bias, 1e-5, positions)
         kernels.geglu(h)
-        kernels.join(h, h)
+        kernels.concat_reference(h, h)
         kernels.fold_corners(torch.empty(WIDTH, WIDTH, 3, 3, dtype=dtype, device="meta"))
-        kernels.interleave(x, row[: WIDTH // 4])
+        kernels.interleave(x, bias[: WIDTH // 4])
         kernels.temporal_attention(h, h, h, 16, HEADS)
-        kernels.few_keys_attention(h, keys, keys, HEADS)
+        kernels.short_cross_attention(h, keys, keys, HEADS)
     return recorded
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernels against their plain twins: on a GPU as they run there, on a CPU in Triton's interpreter, which
+"""The Triton kernels against plain PyTorch: on a GPU as they run there, on a CPU in Triton's interpreter, which
 conftest.py switches on."""
 
 import pytest
@@ -56,24 +56,24 @@ def filled(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
 @pytest.mark.parametrize("extras", [False, True])
 def test_group_norm(both, dtype, bar, shape, extras):
     x, norm = picture(dtype, *shape), filled(nn.GroupNorm(32, shape[1]), dtype)
-    row, shift = (made("r", dtype, shape[1]), made("s", dtype, *shape[:2])) if extras else (None, None)
-    assert both(lambda: fused.group_norm(norm, x, silu=extras, row=row, shift=shift)) < bar
+    bias, time_bias = (made("r", dtype, shape[1]), made("s", dtype, *shape[:2])) if extras else (None, None)
+    assert both(lambda: fused.group_norm(norm, x, silu=extras, bias=bias, time_bias=time_bias)) < bar
 
 
 @pytest.mark.parametrize("extras", [False, True])
 def test_add_layer_norm(both, dtype, bar, extras):
     h, norm = made("h", dtype, 32, 5, 320), filled(nn.LayerNorm(320), dtype)
-    delta, row, positions = made("d", dtype, 32, 5, 320), made("r", dtype, 1, 1, 320), made("p", dtype, 16, 320)
+    delta, bias, positions = made("d", dtype, 32, 5, 320), made("r", dtype, 1, 1, 320), made("p", dtype, 16, 320)
     if extras:
-        assert both(lambda: fused.add_layer_norm(norm, h, delta, row=row, positions=positions)) < bar
+        assert both(lambda: fused.add_layer_norm(norm, h, delta, bias=bias, positions=positions)) < bar
     else:
         assert both(lambda: fused.add_layer_norm(norm, h)) < bar
 
 
-def test_rows_and_keys_of_each_entry_take_the_plain_way(both, dtype, bar):
-    h, norm, rows = made("h", dtype, 4, 5, 64), filled(nn.LayerNorm(64), dtype), made("r", dtype, 4, 1, 64)
-    assert both(lambda: fused.add_layer_norm(norm, h, h, row=rows)) == 0
-    assert both(lambda: fused.join(h, rows)) == 0
+def test_a_bias_and_reference_keys_for_each_entry_go_through_plain_pytorch(both, dtype, bar):
+    h, norm, each = made("h", dtype, 4, 5, 64), filled(nn.LayerNorm(64), dtype), made("r", dtype, 4, 1, 64)
+    assert both(lambda: fused.add_layer_norm(norm, h, h, bias=each)) == 0
+    assert both(lambda: fused.concat_reference(h, each)) == 0
 
 
 def test_geglu(both, dtype, bar):
@@ -82,13 +82,13 @@ def test_geglu(both, dtype, bar):
 
 
 def test_add(both, dtype, bar):
-    x, delta, row = picture(dtype, 2, 96, 9, 7), made("d", dtype, 2, 96, 9, 7), made("r", dtype, 96)
-    assert both(lambda: fused.add(x, delta, row)) < bar
+    x, delta, bias = picture(dtype, 2, 96, 9, 7), made("d", dtype, 2, 96, 9, 7), made("r", dtype, 96)
+    assert both(lambda: fused.add(x, delta, bias)) < bar
 
 
-def test_join(both, dtype, bar):
-    own, shared = made("o", dtype, 3, 70, 3 * 96)[..., 96:192], made("s", dtype, 1, 33, 96)
-    assert both(lambda: fused.join(own, shared)) == 0
+def test_concat_reference(both, dtype, bar):
+    own, reference = made("o", dtype, 3, 70, 3 * 96)[..., 96:192], made("s", dtype, 1, 33, 96)
+    assert both(lambda: fused.concat_reference(own, reference)) == 0
 
 
 def test_temporal_attention(both, dtype, bar):
@@ -96,9 +96,9 @@ def test_temporal_attention(both, dtype, bar):
     assert both(lambda: fused.temporal_attention(q, k, v, 16, 8, pytorch_attention)) < bar
 
 
-def test_few_keys_attention(both, dtype, bar):
+def test_short_cross_attention(both, dtype, bar):
     q, k, v = made("q", dtype, 2, 70, 320), made("k", dtype, 2, 32, 320), made("v", dtype, 2, 32, 320)
-    assert both(lambda: fused.few_keys_attention(q, k, v, 8, pytorch_attention)) < bar
+    assert both(lambda: fused.short_cross_attention(q, k, v, 8, pytorch_attention)) < bar
 
 
 @pytest.mark.parametrize("size", [(10, 14), (9, 13)])

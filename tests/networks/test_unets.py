@@ -68,7 +68,7 @@ def test_state_dicts_are_the_checkpoints():
 def test_image_cross_attention_is_the_same_for_every_query():
     block: SpatialBlock = unets()[1].mid_block.attentions[0].transformer_blocks[0]
     queries, image_embeds = normal("queries", 1, 9, 128), normal("image_embeds", 1, 1, 24)
-    plain = block.attn2(block.norm2(queries)[1], image_embeds)
+    plain = block.attn2(block.norm2(queries), image_embeds)
     assert error(block.attn2.single_token(image_embeds).expand_as(plain), plain) < 1e-6
 
 

@@ -88,7 +88,7 @@ def run(stream: Stream, motion: Motion, cuts: list[int], seed: int = 1) -> Tenso
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @torch.inference_mode()
-def test_captured_windows_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch):
+def test_graphed_windows_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plain, motion = small_stream(), motion_of(normal("driving", 70, 32, 16))
     found = []
@@ -161,7 +161,7 @@ def test_as_many_frames_out_as_in(frames: int, steps: int):
 
 @pytest.mark.parametrize("frames", [1, 10])
 @torch.inference_mode()
-def test_every_window_is_heard_of(frames: int):
+def test_every_window_yields_latents_if_only_empty_ones(frames: int):
     stream, motion = small_stream(), motion_of(normal("driving", frames, 32, 16))
     state = stream.start(motion, seed=1)
     counts = [latents.shape[2] for latents in [*stream.push(state, motion), *stream.flush(state)]]
