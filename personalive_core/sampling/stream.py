@@ -1,4 +1,4 @@
-"""The streaming loop: driving motion in, as it comes; finished latents out, three windows later."""
+"""The streaming loop: takes driving motion as it comes, and yields finished latents three windows later."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,23 +29,23 @@ FLUSH = WARM_UP  # frames that push the last driving frames out
 
 @dataclass
 class StreamState:
-    """All that changes from window to window; made by `Stream.start`, passed to every call, dropped at the end."""
+    """All that changes from window to window. `Stream.start` makes it, and every later call takes it."""
 
     generator: torch.Generator
-    neutral: Motion  # of the driver's frame that counts as normal; as published, the first one
-    latents: Tensor  # (1, 4, 12, h, w) float32, oldest first
-    motion_tokens: Tensor  # (12, 32, 16) float32 on the CPU
-    pose_features: Tensor  # (1, 320, 12, h, w)
+    neutral: Motion  # the driver's motion that counts as normal, one frame
+    latents: Tensor  # (1, 4, 12, h, w), scaled, float32, oldest first
+    motion_tokens: Tensor  # (12, 32, 16) in float32, on the CPU
+    pose_features: Tensor  # (1, 320, 12, h, w) in the network's dtype
     bank: KeyframeBank
     keyframes: list[ReferenceFeatures]
     conditioning: Conditioning  # of the reference and the keyframes
-    denoise: Callable[[Tensor, Tensor, Tensor], Tensor]  # a window with that conditioning
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor]  # `denoise_window` with that conditioning
     recent: Motion  # of the last driving frames, at most 16
     frames: int = 0  # driving frames taken in
     window: int = 0  # windows done
 
     def save(self, path: Path) -> None:
-        """Write all but the conditioning, which follows from the rest; `Stream.resume` reads it."""
+        """Writes a file for `Stream.resume`: everything but the conditioning, which follows from the rest."""
         tensors = {
             "generator": self.generator.get_state(),
             "latents": self.latents,
@@ -62,7 +62,7 @@ class StreamState:
 
 
 def reflected(index: int, frames: int) -> int:
-    """The frame that stands at `index` when `frames` of them are continued by going back and forth."""
+    """The frame at `index` when a clip of `frames` frames plays forwards and backwards in turn."""
     if frames == 1:
         return 0
     index %= 2 * frames - 2
@@ -70,9 +70,21 @@ def reflected(index: int, frames: int) -> int:
 
 
 class Stream:
-    """One reference with its settings; every stream from it is a `StreamState` of its own.
+    """Animates one reference with one set of settings. Each driving video has its own `StreamState`.
 
-    `capture` makes a CUDA graph of the window; the denoising UNet must then stay where it is on the GPU.
+    Args:
+        reference: The portrait.
+        denoising_unet: On the device.
+        reference_unet: Called with latents (1, 4, h, w) and image embeds (1, 1, 768), for each new keyframe.
+        pose_guider: On the device.
+        schedule: How many denoising steps.
+        keyframes: When a frame becomes a keyframe.
+        device: Where the networks run.
+        strength: How strongly each part of the driver's motion is passed on.
+        capture: Makes a CUDA graph of the window; the denoising UNet must then keep its place on the GPU.
+
+    Raises:
+        InputError: A setting makes no sense.
     """
 
     def __init__(
@@ -101,9 +113,12 @@ class Stream:
         self.conditioning = denoising_unet.condition(self.image_embeds, self.features)
 
     def start(self, first: Motion, seed: int, neutral: Motion | None = None) -> StreamState:
-        """Begin with three warm-up chunks between the portrait and `first`, the motion of the first driving frame.
+        """Fills the window with three warm-up chunks, whose motion goes from the portrait's to the first driving frame's.
 
-        `neutral` is the driver's motion that counts as normal, one frame; None takes `first`, as published.
+        Args:
+            first: Motion whose first frame is the first driving frame.
+            seed: Of the noise.
+            neutral: The driver's motion that counts as normal, one frame; None takes that of `first`, as published.
         """
         generator = torch.Generator().manual_seed(seed)
         neutral = first[:1] if neutral is None else neutral
@@ -124,11 +139,12 @@ class Stream:
         )
 
     def resume(self, path: Path) -> StreamState:
-        """The state that `StreamState.save` wrote, for the same reference and settings.
+        """Reads what `StreamState.save` wrote, for the same reference and settings.
 
-        InputError if it was made with another portrait or size.
+        Raises:
+            InputError: It was saved with another portrait or size.
         """
-        # Copied: tensors of a file lie anywhere in memory, and on a CPU the last bit of a result depends on where.
+        # Copied, because on a CPU the last bit of a result depends on a tensor's alignment, which varies in a file.
         saved = {key: value.clone() for key, value in load_file(path).items()}
         if not torch.equal(saved["bank"][:1], self.motion.tokens):
             raise InputError(f"{path} was saved with another portrait: resume it with its own.")
@@ -161,10 +177,13 @@ class Stream:
         return state
 
     def push(self, state: StreamState, motion: Motion) -> Iterator[Tensor]:
-        """Take in any number of driving frames -> the finished frames (1, 4, F, h, w) of each window that they make.
+        """Takes in any number of driving frames, and runs a window for every four of them.
 
-        Scaled latents in float32; F is 4, and 0 in the first three windows, which finish warm-up frames alone. Frames
-        that do not fill a chunk wait for the next call.
+        Frames that do not fill a chunk wait for the next call.
+
+        Yields:
+            The finished frames of each window: scaled latents (1, 4, F, h, w) in float32. F is 4, or 0 in the first
+            three windows, which finish only warm-up frames.
         """
         while len(motion):
             count = CHUNK - state.frames % CHUNK
@@ -175,7 +194,13 @@ class Stream:
                 yield self._driven(state, self.step(state, state.recent[-CHUNK:]))
 
     def flush(self, state: StreamState) -> Iterator[Tensor]:
-        """After the last driving frame: as `push`, for the windows that bring out what is inside; uses the state up."""
+        """Finishes the frames that are still inside after the last driving frame; the state is of no use afterwards.
+
+        The motion that pushes them out is the driving video's, played backwards.
+
+        Yields:
+            As `push`; F is below 4 in the last window if the driving frames do not fill a chunk.
+        """
         frames = state.frames
         begun = state.recent[len(state.recent) - frames % CHUNK :]
         known = frames - len(state.recent)  # the driving index of the oldest that is still known
@@ -187,9 +212,11 @@ class Stream:
             rest = rest[CHUNK:]
 
     def step(self, state: StreamState, motion: Motion) -> Tensor:
-        """One window with the motion of four new frames -> the finished oldest chunk (1, 4, 4, h, w).
+        """Runs one window with the motion of four new frames.
 
-        The first three windows give warm-up frames, which a live stream may show.
+        Returns:
+            The finished oldest chunk, scaled latents (1, 4, 4, h, w). In the first three windows these are warm-up
+            frames, which a live stream may show.
         """
         if self.keyframes.returns(state.window):
             state.bank, state.keyframes = KeyframeBank(self.motion.tokens), []
@@ -214,7 +241,7 @@ class Stream:
         return latents[:, :, :CHUNK]
 
     def _driven(self, state: StreamState, chunk: Tensor) -> Tensor:
-        """The frames of the last window's finished chunk that are driving frames, not warm-up or filling."""
+        """Of the last window's finished chunk, the driving frames, without warm-up and reflected ones."""
         first = CHUNK * (state.window - 1) - WARM_UP
         return chunk[:, :, max(0, -first) : max(0, state.frames - first)]
 
