@@ -8,8 +8,8 @@ import comfy.model_management
 import comfy.ops
 from torch import Tensor, nn
 
+from ..personalive_core.device import to_device
 from ..personalive_core.networks.vae_decoder import VAEDecoder
-from ..personalive_core.sampling.cuda import to_device
 from . import compat, memory
 
 BATCH = 2  # frames; more take more memory and are hardly faster

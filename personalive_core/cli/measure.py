@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..config import CHUNK, PIXELS_PER_LATENT, WINDOW, ModelConfig
-from ..device import pick_device, pick_dtype
+from ..device import pick_device, pick_dtype, to_device
 from ..errors import InputError
 from ..media.pictures import fit_picture
 from ..media.video_reader import VideoReader
@@ -32,7 +32,7 @@ from ..media.video_writer import VideoWriter
 from ..networks.denoising_unet import DenoisingUNet
 from ..networks.reference_unet import ReferenceUNet
 from ..pipeline import Pipeline, TinyDecoder, decoder_of, place
-from ..sampling.cuda import PinnedCopy, onload, to_device
+from ..sampling.cuda import PinnedCopy, onload
 from ..sampling.keyframes import FIRST_WINDOW, KeyframeSettings
 from ..sampling.reference import Reference, check_size, encode_reference
 from ..sampling.schedule import Schedule

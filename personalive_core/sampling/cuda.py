@@ -21,20 +21,6 @@ class Started(Protocol[Result]):
         """Waits for the work."""
 
 
-def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Copies a tensor to a device. From the CPU to a GPU it goes through pinned memory, so the CPU does not wait.
-
-    Args:
-        x: Any tensor.
-        device: Where the copy goes.
-        dtype: The copy's type; None keeps that of `x`.
-    """
-    x = x.to(dtype=dtype or x.dtype)
-    if device.type == "cuda" and x.device.type == "cpu":
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
-
-
 class PinnedCopy:
     """A copy from a GPU to pinned memory, started on the current stream. A tensor on the CPU stays as it is."""
 

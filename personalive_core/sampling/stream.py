@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config import CHUNK, PIXELS_PER_LATENT, WARM_UP, WINDOW
+from ..device import to_device
 from ..errors import InputError
 from ..motion.keypoints import draw_keypoint_map, transform_keypoints, warm_up_poses
 from ..motion.motion import Motion
@@ -18,7 +19,7 @@ from ..networks.denoising_unet import Conditioning, DenoisingUNet
 from ..networks.head_pose import HeadPose
 from ..networks.pose_guider import PoseGuider
 from ..networks.reference_unet import ReferenceFeatures
-from .cuda import GraphedFunction, to_device
+from .cuda import GraphedFunction
 from .keyframes import FIRST_WINDOW, KeyframeBank, KeyframeSettings
 from .reference import Reference
 from .schedule import Schedule
@@ -113,7 +114,7 @@ class Stream:
         self.conditioning = denoising_unet.condition(self.image_embeds, self.features)
 
     def start(self, first: Motion, seed: int, neutral: Motion | None = None) -> StreamState:
-        """Fills the window with three warm-up chunks, whose motion goes from the portrait's to the first driving frame's.
+        """Fills the window with three warm-up chunks, moving from the portrait to the first driving frame.
 
         Args:
             first: Motion whose first frame is the first driving frame.

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from personalive_core.sampling.cuda import GraphedFunction, GraphedNetwork, PinnedCopy, one_behind, onload, to_device
+from personalive_core.device import to_device
+from personalive_core.sampling.cuda import GraphedFunction, GraphedNetwork, PinnedCopy, one_behind, onload
 
 HERE = Path(__file__).parent
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
