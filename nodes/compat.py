@@ -1,4 +1,4 @@
-"""Everything that differs between host versions, from 0.3.64 on."""
+"""What differs between ComfyUI versions, from 0.3.64 on."""
 
 import inspect
 
@@ -25,10 +25,17 @@ def require_host() -> None:
 
 
 def make_patcher(network: nn.Module, state_dict: dict[str, Tensor]):
-    """A network with its weights, behind the host's memory management: whole on the GPU where there is room.
+    """Puts a network with its weights under the host's memory management: whole on the GPU if there is room.
 
-    Newer hosts have a patcher that maps weights in as they are used. It costs every layer of every window; this one
-    does not, and keeps weights where a CUDA graph can rely on them.
+    Newer hosts also have a patcher that loads weights as they are used. That would slow down every layer of every
+    window; this one keeps weights at fixed addresses, as CUDA graphs need them.
+
+    Args:
+        network: Built on its offload device.
+        state_dict: All its weights, in its own types.
+
+    Returns:
+        The host's ModelPatcher.
     """
     network.to(memory_format=torch.channels_last)
     network.load_state_dict(state_dict, strict=True)
@@ -41,8 +48,8 @@ def make_patcher(network: nn.Module, state_dict: dict[str, Tensor]):
 
 
 def can_capture(patcher) -> bool:
-    """Whether a network stands whole on a GPU that has CUDA graphs, with an attention that was tried in one, and the
-    user has not switched graphs off, as newer hosts let them."""
+    """Whether a patcher's network may be captured as a CUDA graph: it is whole on a GPU that has them, attention is
+    PyTorch's, and the user has not switched graphs off (in newer hosts)."""
     is_whole = all(p.device.type == "cuda" for p in patcher.model.parameters())
     is_allowed = not getattr(args, "disable_cuda_graphs", False)
     return (
@@ -51,8 +58,8 @@ def can_capture(patcher) -> bool:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The user's choice of attention, without the choices that quantise."""
-    if optimized_attention is attention_pytorch:  # the host's way through it can take a slower kernel
+    """The user's choice of attention, but never quantised; shapes as in `pytorch_attention`."""
+    if optimized_attention is attention_pytorch:  # through the host it may take a slower kernel
         return pytorch_attention(q, k, v)
     return optimized_attention(
         q, k, v, heads=q.shape[1], skip_reshape=True, skip_output_reshape=True, low_precision_attention=False
@@ -60,27 +67,32 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def load(patchers: list, memory: int) -> None:
-    """Bring networks to their device with `memory` bytes to spare for activations; as much of them as fits."""
+    """Loads networks onto their device, as much of them as fits.
+
+    Args:
+        patchers: From `make_patcher`.
+        memory: Bytes to keep free for activations.
+    """
     comfy.model_management.load_models_gpu(patchers, memory_required=memory)
     for patcher in patchers:
-        bring_over(patcher.model, patcher.load_device)
+        move_other_layers(patcher.model, patcher.load_device)
 
 
-def bring_over(network: nn.Module, device: torch.device) -> None:
-    """Put what the host's partial loading left behind on the device: norms, which are not layers of its own and which
-    it therefore does not move as they are used. They are small."""
+def move_other_layers(network: nn.Module, device: torch.device) -> None:
+    """Moves what the host's partial loading leaves on the CPU: layers that are not its own, such as norms, as it does
+    not move them when they are used. They are small."""
     for module in network.modules():
         if not hasattr(module, "comfy_cast_weights") and not list(module.children()):
             module.to(device)
 
 
 def trim_window(video) -> tuple[float, float]:
-    """Start and duration in seconds that a VIDEO is cut to; duration 0 is all. Older hosts cannot cut."""
+    """The part of a VIDEO to use, as start and duration in seconds; duration 0 is all. Older hosts cannot trim."""
     return video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
 
 
 def advanced(input_class, *args, **kwargs):
-    """An input that the page hides under "advanced"; hosts before 0.33 take that as an extra."""
+    """Makes an input that the page hides under "advanced"; hosts before 0.33 take that as an extra."""
     if "advanced" in inspect.signature(input_class.__init__).parameters:
         return input_class(*args, advanced=True, **kwargs)
     made = input_class(*args, **kwargs)
@@ -89,7 +101,7 @@ def advanced(input_class, *args, **kwargs):
 
 
 def float_dtype(name: str, parameters: int) -> torch.dtype:
-    """The precision asked for; "auto" is what the host would choose for a network of this size."""
+    """The type of this name; "auto" is what the host would choose for a network with so many parameters."""
     if name != "auto":
         return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[name]
     return comfy.model_management.unet_dtype(

@@ -1,4 +1,4 @@
-"""From latents to pictures: with the weights of the host's VAE, at the speed of the core's decoder."""
+"""Decodes latents with the weights of the host's VAE and the core's faster decoder."""
 
 from collections.abc import Iterator
 from weakref import WeakKeyDictionary
@@ -12,15 +12,20 @@ from ..personalive_core.device import to_device
 from ..personalive_core.networks.vae_decoder import VAEDecoder
 from . import compat, memory
 
-BATCH = 2  # frames; more take more memory and are hardly faster
+BATCH = 2  # frames; larger batches take more memory and are hardly faster
 
 _patchers: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
 
 
 def decoded(vae, latents: Tensor) -> Iterator[Tensor]:
-    """Unscaled latents (F, 4, h, w) -> pictures (up to 2, H, W, 3) in [0, 1], in order, on the device that made them.
+    """Decodes a batch at a time. A VAE that is not built like Stable Diffusion's, such as TAESD, uses its own decoder.
 
-    A VAE that is not built like Stable Diffusion's, such as TAESD, decodes in its own way.
+    Args:
+        vae: The host's VAE.
+        latents: (F, 4, h, w), unscaled.
+
+    Yields:
+        Pictures (up to 2, H, W, 3) in [0, 1], in order, on the device that decoded them.
     """
     patcher = patcher_of(vae)
     if patcher is None:
@@ -35,7 +40,7 @@ def decoded(vae, latents: Tensor) -> Iterator[Tensor]:
 
 
 def patcher_of(vae):
-    """The core's decoder with this VAE's weights, made once; None for a VAE that it cannot stand in for."""
+    """The patcher of the core's decoder with this VAE's weights, made once; None for a VAE of another architecture."""
     decoder = getattr(vae.first_stage_model, "decoder", None)
     if type(decoder) is not ldm.Decoder:
         return None
@@ -56,12 +61,12 @@ def _make_patcher(vae, decoder: nn.Module):
         device=comfy.model_management.vae_offload_device(),
         operations=comfy.ops.disable_weight_init,
     )
-    # With dynamic VRAM the host keeps weights in the type of their file, and its linear layers take them as they come.
+    # With dynamic VRAM the host keeps weights in their file's type, and its linear layers would use them so.
     return compat.make_patcher(network, {key: value.to(vae.vae_dtype) for key, value in weights.items()})
 
 
 def _renamed(decoder: dict[str, Tensor], post_quant_conv: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of Stable Diffusion's own code -> those of diffusers, which the core has."""
+    """Renames weights from Stable Diffusion's own names to diffusers', which the core uses."""
     levels = 1 + max(int(key.split(".")[1]) for key in decoder if key.startswith("up."))
     renamed = {f"post_quant_conv.{key}": value for key, value in post_quant_conv.items()}
     for key, value in decoder.items():

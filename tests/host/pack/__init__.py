@@ -101,7 +101,7 @@ class TestDecoderTypes:
 
 
 class TestStrays:
-    """What `bring_over` moves of each network, with the meta device in place of a GPU."""
+    """What `move_other_layers` moves of each network, with the meta device in place of a GPU."""
 
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "move", (), True
 
@@ -115,7 +115,7 @@ class TestStrays:
         moved, stayed = set(), set()
         for patcher in (*model.patchers.values(), decoding.patcher_of(vae)):
             network = copy.deepcopy(patcher.model)
-            module.bring_over(network, torch.device("meta"))
+            module.move_other_layers(network, torch.device("meta"))
             for layer in network.modules():
                 for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
                     (moved if tensor.is_meta else stayed).add(type(layer).__name__)
