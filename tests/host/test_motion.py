@@ -122,7 +122,7 @@ def test_a_clip_with_trouble(host):
     assert held == f"held the last good motion in 4 of {frames} frames: 6 to 8 (no picture), 17 (scene cut)"
     file = saved(host, run, "save")
     with VideoReader(file) as reader:
-        assert reader.frame_rate == RATE
+        assert reader.metadata.frame_rate == RATE
         assert len(list(reader)) == frames
     assert abs(sound_seconds(file) - frames / RATE) < 1 / RATE
     assert len(latents(host, run)) == frames
