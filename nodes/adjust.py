@@ -1,9 +1,8 @@
 """Adjust Motion: how much of the driver the portrait takes, and in which frames, how fast, how often."""
 
-from fractions import Fraction
-
 from comfy_api.latest import io
 
+from ..personalive_core.media.audio import trim_audio
 from ..personalive_core.motion.performance import (
     MAX_FRAME_RATE,
     MAX_LOOP,
@@ -116,18 +115,10 @@ class AdjustMotion(io.ComfyNode):
         )
         performance = before.adjusted(adjustment)
         seen = motion.seen and [motion.seen[i] for i in before.nearest_frames(adjustment)]
+        if loop > 1:
+            audio = None  # a loop has no sound
         if audio is not None:
-            audio = _trimmed(audio, start / before.frame_rate, len(performance.motion) / performance.frame_rate, loop)
+            part = start / before.frame_rate, len(performance.motion) / performance.frame_rate
+            audio = {**audio, "waveform": trim_audio(audio["waveform"], audio["sample_rate"], *part)}
         portrait = reference.reference.motion if reference else motion.portrait
         return io.NodeOutput(NodeMotion(performance, portrait, seen), float(performance.frame_rate), audio)
-
-
-def _trimmed(audio: dict, begin: Fraction, length: Fraction, loop: int) -> dict | None:
-    """A loop has no sound."""
-    if loop > 1:
-        return None
-    rate = audio["sample_rate"]
-    return {
-        "waveform": audio["waveform"][..., round(begin * rate) : round((begin + length) * rate)],
-        "sample_rate": rate,
-    }

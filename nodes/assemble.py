@@ -2,7 +2,6 @@
 
 import os
 import time
-import wave
 from fractions import Fraction
 from pathlib import Path
 from uuid import uuid4
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..personalive_core.config import PIXELS_PER_LATENT
 from ..personalive_core.errors import InputError
+from ..personalive_core.media.audio import write_wav
 from ..personalive_core.media.video_writer import VideoWriter
 from ..personalive_core.sampling.cuda import PinnedCopy, one_behind
 from . import convert, decode
@@ -124,13 +124,6 @@ def _write_frames(latents, vae, rate: Fraction, crf: int, path: Path, sound: Pat
 
 
 def write_sound(audio: dict, path: Path) -> Path:
-    """AUDIO as a 16-bit WAV file, for the video writer to read; a second at a time."""
-    waveform, rate = audio["waveform"][0], audio["sample_rate"]
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(len(waveform))
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        for part in waveform.split(rate, dim=1):
-            samples = part.float().clamp(-1, 1).cpu().numpy().T * 32767
-            file.writeframes(samples.round().astype(np.int16).tobytes())
+    """AUDIO as a WAV file, for the video writer to read."""
+    write_wav(path, audio["waveform"][0].float().cpu().numpy(), audio["sample_rate"])
     return path

@@ -8,13 +8,13 @@ from fractions import Fraction
 from itertools import count, takewhile
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from comfy_api.latest import InputImpl
 from torch import Tensor
 
-from ..personalive_core.media.video_reader import UNKNOWN_RATE, Frame, VideoReader
+from ..personalive_core.media.audio import read_audio, trim_audio
+from ..personalive_core.media.video_reader import DEFAULT_FRAME_RATE, Frame, VideoReader
 from . import compat, convert
 
 
@@ -36,12 +36,13 @@ class Driving:
     def read_audio(self, begin: Fraction, length: Fraction) -> dict | None:
         """AUDIO of so many seconds from a frame's time on; None where there is none."""
         begin += self.begin
+        if isinstance(self.audio, Path):
+            found = read_audio(self.audio, begin, length)
+            return found and {"waveform": torch.from_numpy(found[0])[None], "sample_rate": found[1]}
         if self.audio is None:
             return None
-        whole = _decode_audio(self.audio, begin + length) if isinstance(self.audio, Path) else self.audio
-        rate = whole["sample_rate"]
-        first, last = round(begin * rate), round((begin + length) * rate)
-        return {"waveform": whole["waveform"][..., first:last], "sample_rate": rate}
+        waveform = trim_audio(self.audio["waveform"], self.audio["sample_rate"], begin, length)
+        return {**self.audio, "waveform": waveform}
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def open_driving(driving, image_rate: float = 0.0) -> Iterator[Driving]:
     """Opens an IMAGE batch or a VIDEO. Images come at `image_rate` frames per second, or 25 where that is 0; a video
     has a rate of its own."""
     if isinstance(driving, torch.Tensor):
-        yield _from_images(driving, to_rate(image_rate) or UNKNOWN_RATE)
+        yield _from_images(driving, to_rate(image_rate) or DEFAULT_FRAME_RATE)
     elif isinstance(driving, InputImpl.VideoFromFile):
         with _path_of(driving) as path, VideoReader(path) as reader:
             yield _from_reader(reader, path, *compat.trim_window(driving))
@@ -76,12 +77,12 @@ def _from_reader(reader: VideoReader, path: Path, trim_start: float, trim_length
     frames = (Frame(frame.pixels, frame.time - begin) for frame in reader if frame.time >= begin)
     if length is not None:
         frames = takewhile(lambda frame: frame.time < length, frames)
-    expected = None
-    if reader.frame_count is not None:
-        rest = reader.frame_count / reader.frame_rate - begin
-        expected = max(1, round((rest if length is None else min(rest, length)) * reader.frame_rate))
-    sound = path if reader.has_audio else None
-    return Driving(frames, reader.frame_rate, expected, reader.path.name, sound, begin)
+    metadata, expected = reader.metadata, None
+    if metadata.frame_count is not None:
+        rest = metadata.frame_count / metadata.frame_rate - begin
+        expected = max(1, round((rest if length is None else min(rest, length)) * metadata.frame_rate))
+    sound = path if metadata.has_audio else None
+    return Driving(frames, metadata.frame_rate, expected, reader.path.name, sound, begin)
 
 
 def frames_at(frames: Iterable[Frame], times: Iterable[Fraction]) -> Iterator[np.ndarray]:
@@ -109,18 +110,3 @@ def _path_of(video) -> Iterator[Path]:
         path = Path(folder, "driving")
         path.write_bytes(source.getbuffer())
         yield path
-
-
-def _decode_audio(path: Path, end: Fraction) -> dict:
-    """The first sound of a file up to `end` seconds, as AUDIO."""
-    with av.open(str(path)) as container:
-        stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="fltp", layout=stream.codec_context.layout, rate=stream.sample_rate)
-        pieces, samples = [np.zeros((stream.codec_context.channels, 0), np.float32)], 0
-        for frame in container.decode(stream):
-            for part in resampler.resample(frame):
-                pieces.append(part.to_ndarray())
-                samples += part.samples
-            if samples >= end * stream.sample_rate:
-                break
-        return {"waveform": torch.from_numpy(np.concatenate(pieces, axis=1))[None], "sample_rate": stream.sample_rate}

@@ -260,11 +260,11 @@ class MakeContactSheet(io.ComfyNode):
                 sheet.add_keypoints(i, retargeted)
                 if motion.seen:
                     face, whole = motion.seen[i]
-                    sheet.add("driver", i, np.asarray(_opened(face)), bool(retargeted.held[0]))
+                    sheet.add_driver_crop(i, np.asarray(_opened(face)), bool(retargeted.held[0]))
                     if whole:
-                        sheet.add_whole(i, np.asarray(_opened(whole)))
+                        sheet.add_driving_frame(i, np.asarray(_opened(whole)))
         if result is not None:
             with open_driving(result, 0.0) as source:
                 for i, frame in enumerate(source.frames):
-                    sheet.add("result", i, frame.pixels)
+                    sheet.add_result(i, frame.pixels)
         return io.NodeOutput(convert.to_image(np.asarray(sheet.image())[None]))

@@ -63,4 +63,4 @@ def run_demo(output: Path) -> None:
 
 def _read(path: Path) -> tuple[list[np.ndarray], Fraction]:
     with VideoReader(path) as video:
-        return [frame.pixels for frame in video], video.frame_rate
+        return [frame.pixels for frame in video], video.metadata.frame_rate

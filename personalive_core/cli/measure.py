@@ -272,7 +272,7 @@ def _whole(
     ends, held = [], []
     with (
         VideoReader(clip) as first,
-        VideoWriter(clip.with_name("result.mp4"), first.width, first.height, RATE) as video,
+        VideoWriter(clip.with_name("result.mp4"), first.metadata.width, first.metadata.height, RATE) as video,
     ):
         written = 0
         animated = pipeline.animate(reference, driving, hold=False, steps=steps, keyframes=settings)

@@ -172,13 +172,14 @@ def open_driver(options: argparse.Namespace, adjustment: Adjustment) -> Iterator
         return
     with VideoReader(options.driving_video) as video:
         begin, frames = trim_frames(video, adjustment.start, adjustment.count)
-        has_audio = video.has_audio and adjustment.loop == 1
+        metadata = video.metadata
+        has_audio = metadata.has_audio and adjustment.loop == 1
         yield Driver(
             options.driving_video.name,
-            video.frame_rate,
-            video.frame_count,
+            metadata.frame_rate,
+            metadata.frame_count,
             frames,
-            time_base=video.time_base,
+            time_base=metadata.time_base,
             audio_from=options.driving_video if has_audio else None,
             audio_start=begin,
             video=video,
@@ -204,9 +205,9 @@ class Recorder:
             if self._motion_file:
                 self._all_times.append(frame.time)
             if self._sheet and self._keeps_frames:
-                self._sheet.add("driver", i, frame.pixels)
+                self._sheet.add_driver_crop(i, frame.pixels)
                 if frame.overview and self._sheet.wants(i):
-                    self._sheet.add_whole(i, frame.overview())
+                    self._sheet.add_driving_frame(i, frame.overview())
             yield frame
 
     def motions(
@@ -229,7 +230,7 @@ class Recorder:
     def result(self, pixels: np.ndarray) -> None:
         """The next finished frame, uint8 (H, W, 3)."""
         if self._sheet:
-            self._sheet.add("result", self._results, pixels)
+            self._sheet.add_result(self._results, pixels)
         self._results += 1
 
     def write(self, performance: Performance | None, name: str, frame_rate: Fraction, strength: Strength) -> None:

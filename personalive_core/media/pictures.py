@@ -1,4 +1,4 @@
-"""Read a picture of any common kind as plain RGB, fit it to a size, lay many side by side."""
+"""Read a picture of any common kind as plain RGB, fit it to a size, lay several side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +12,18 @@ SMALLEST = 32  # pixels on a side; below that there is no face to find
 
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """The picture as it is meant to be seen, uint8 (H,W,3) RGB: turned upright by its EXIF orientation, alpha laid
-    over white, 16-bit grey scaled to 8 bits, palette and CMYK converted.
+    """Read a picture as it is meant to be seen: turned upright by its EXIF orientation, alpha laid over white, 16-bit
+    grey scaled to 8 bits, palette and CMYK converted.
 
-    Raises `InputError` for what is missing, not a picture, cut off, absurdly large, or under 32 px on a side.
+    Args:
+        path: A file of any kind that Pillow reads; of an animation the first frame counts.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        InputError: The file is missing, is not a picture, is cut off or damaged, is absurdly large, or has a side
+            under 32 pixels.
     """
     path = Path(path)
     if not path.exists():
@@ -49,9 +57,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit_picture(picture: np.ndarray, width: int, height: int, fit: str = "crop") -> np.ndarray:
-    """uint8 (H,W,3) -> uint8 (height,width,3), resized with Lanczos.
+    """Resize a picture with Lanczos.
 
-    fit: "crop" takes the largest centred part of that aspect, "pad" adds white, "stretch" changes the aspect.
+    Args:
+        picture: uint8 (H, W, 3).
+        width: Of the result, in pixels.
+        height: Of the result, in pixels.
+        fit: "crop" takes the largest centred part of that aspect, "pad" adds white, "stretch" changes the aspect.
+
+    Returns:
+        uint8 (height, width, 3).
     """
     image, size = Image.fromarray(picture), (width, height)
     if fit == "crop":
@@ -64,7 +79,15 @@ def fit_picture(picture: np.ndarray, width: int, height: int, fit: str = "crop")
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
-    """Pictures of one size, uint8 (H, W, 3), in rows on white."""
+    """Lay pictures side by side on white.
+
+    Args:
+        rows: Pictures uint8 (H, W, 3), all of one size; rows may differ in length.
+        gap: White pixels around each.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
     sheet = np.full((len(rows) * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)

@@ -25,19 +25,27 @@ LIMITED_RANGE = 1
 
 
 class VideoWriter:
-    """H.264 in MP4, MOV or MKV (8-bit 4:2:0, BT.709 in limited range), with the sound of another file; a context
+    """Writes H.264 in MP4, MOV or MKV (8-bit 4:2:0, BT.709 in limited range), with the sound of another file; a context
     manager.
 
-    Frames are encoded in a thread of its own, a few behind. The file grows under a hidden name beside `path` and takes
-    that name at the end. An exception inside the `with`
-    leaves nothing; `KeyboardInterrupt` leaves a playable file of what was written.
+    A thread of its own encodes, a few frames behind. The file grows under a hidden name beside `path` and takes that
+    name at the end. An exception inside the `with` leaves nothing; `KeyboardInterrupt` leaves a playable file of what
+    was written.
 
-    `time_base` is the unit of the times in the file: with the source's own (`VideoReader.time_base`) they come back
-    exactly. MKV always counts in milliseconds. `audio_start` is the second of that file, from its first
-    frame, at which this video begins. `crf` is x264's constant quality, 0 (lossless) to 51.
+    Args:
+        path: The file to write; its folder is made where it is missing.
+        width: In pixels, even.
+        height: In pixels, even.
+        frame_rate: Average, in frames per second.
+        time_base: Unit of the times in the file, in seconds; with the source's own (`VideoMetadata.time_base`) its
+            times come back exactly. MKV always counts in milliseconds.
+        audio_from: An audio or video file to copy the sound from, where it has any.
+        audio_start: Where in `audio_from` this video begins, in seconds from its first video frame.
+        crf: x264's constant rate factor, from 0 (lossless) to 51.
 
-    Raises `InputError` before any work where `path` cannot be written or `audio_from` not be read, and later where
-    the disk is full.
+    Raises:
+        InputError: `path` cannot be written or `audio_from` not be read, before any work; the disk is full, from
+            `write` or `finish`.
     """
 
     def __init__(
@@ -62,21 +70,23 @@ class VideoWriter:
         self.frame_rate, self.time_base = Fraction(frame_rate), Fraction(time_base)
         self._shape = height, width, 3
         self._count = 0
-        self._last: Fraction | None = None
-        self._held: av.Packet | None = None
-        self._graph: av.filter.Graph | None = None
+        self._last = Fraction(-1)  # time of the last frame
+        self._held: list[av.Packet] = []
+        self._graph = conversion_graph(
+            av.VideoFrame(width, height, "rgb24"), "out_color_matrix=bt709:out_range=tv", "yuv420p"
+        )
         self._sound: AudioCopier | None = None
-        self._container: av.container.OutputContainer | None = None
         self._frames: Queue[tuple[np.ndarray, Fraction] | None] = Queue(AHEAD)
         self._encoder: Thread | None = None
         self._failure: BaseException | None = None
         self._temporary = self.path.with_name(f".{self.path.stem}-{uuid4().hex[:8]}{self.path.suffix}")
+        options = {} if self.path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
+        self._container = av.open(str(self._temporary), "w", options=options)  # writes nothing yet
+        self._is_open = True
         with self._disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._temporary.touch()
         try:
-            options = {} if self.path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
-            self._container = av.open(str(self._temporary), "w", options=options)
             self._stream = self._container.add_stream("libx264", rate=self.frame_rate)
             self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
             self._stream.time_base = self._stream.codec_context.time_base = self.time_base
@@ -94,11 +104,20 @@ class VideoWriter:
             raise
 
     def write(self, pixels: np.ndarray, time: Fraction) -> None:
-        """Add a frame, uint8 (H,W,3) RGB, shown from `time` seconds; times must increase."""
+        """Add a frame; it is copied.
+
+        Args:
+            pixels: uint8 (H, W, 3) RGB of the video's size.
+            time: When it is shown, in seconds from the beginning; 0 or more, and more than for the frame before.
+
+        Raises:
+            ValueError: The picture or the time is not so.
+            InputError: The disk is full.
+        """
         if pixels.shape != self._shape or pixels.dtype != np.uint8:
             raise ValueError(f"A frame must be uint8 {self._shape}, not {pixels.dtype} {pixels.shape}.")
-        if self._last is not None and time <= self._last:
-            raise ValueError(f"The time of a frame, {time} s, must be after that of the frame before, {self._last} s.")
+        if time < 0 or time <= self._last:
+            raise ValueError(f"The time of a frame, {time} s, must be 0 or more and after that of the frame before.")
         if self._encoder is None:
             self._encoder = Thread(target=self._encode_all, daemon=True)
             self._encoder.start()
@@ -108,7 +127,7 @@ class VideoWriter:
             self._wait()
 
     def _encode_all(self) -> None:
-        """The encoder's thread. After a failure it only empties the queue, so that nobody waits for room in it."""
+        """The encoder's thread. After a failure it only empties the queue, so that `write` never waits for room."""
         while (item := self._frames.get()) is not None:
             if self._failure is None:
                 try:
@@ -118,8 +137,6 @@ class VideoWriter:
 
     def _encode(self, pixels: np.ndarray, time: Fraction) -> None:
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        if self._graph is None:
-            self._graph = conversion_graph(frame, "out_color_matrix=bt709:out_range=tv", "yuv420p")
         self._graph.push(frame)
         frame = self._graph.pull()
         frame.pts, frame.time_base = round(time / self.time_base), self.time_base
@@ -128,7 +145,7 @@ class VideoWriter:
             self._sound.mux_until(time)
 
     def _wait(self) -> None:
-        """Let the encoder come to its end; raises what it failed with."""
+        """Let the encoder finish; raises what it failed with."""
         if self._encoder is not None:
             self._frames.put(None)
             self._encoder.join()
@@ -139,22 +156,25 @@ class VideoWriter:
                 raise failure
 
     def _mux(self, packets: Iterable[av.Packet]) -> None:
-        for packet in packets:  # one behind, because the last one has to be given its duration
-            if self._held is not None:
-                self._container.mux(self._held)
-            self._held = packet
+        self._held += packets
+        while len(self._held) > 1:  # one behind, because the last one has to be given its duration
+            self._container.mux(self._held.pop(0))
 
     def _end(self) -> Fraction:
-        """Where the last frame ends: so that the whole has the average rate, but after one to four frames, for a
-        source of variable rate may be cut anywhere."""
+        """Where the last frame ends. The whole then has the average rate; but the frame lasts for one to four, because
+        a source of variable rate may be cut anywhere."""
         held = self._count / self.frame_rate - self._last
         return self._last + min(max(held, 1 / self.frame_rate), 4 / self.frame_rate)
 
     def finish(self) -> None:
-        """Complete the file and give it its name; without a frame, leave nothing."""
-        if self._container is None:
+        """Complete the file and give it its name; without a frame, leave nothing. The end of the `with` does it.
+
+        Raises:
+            InputError: The disk is full.
+        """
+        if not self._is_open:
             return
-        if self._last is None:
+        if not self._count:
             self._discard()
             return
         try:
@@ -162,14 +182,15 @@ class VideoWriter:
             with self._disk_errors():
                 self._mux(self._stream.encode(None))
                 end = self._end()
-                self._held.duration = round((end - self._last) / self._held.time_base)
-                self._container.mux(self._held)
+                (packet,) = self._held
+                packet.duration = round((end - self._last) / packet.time_base)
+                self._container.mux(packet)
                 if self._sound:
                     self._sound.mux_until(end, last=True)
                     self._sound.close()
                 self._container.close()
                 os.replace(self._temporary, self.path)
-                self._container = None
+                self._is_open = False
         except BaseException:
             self._discard()
             raise
@@ -182,10 +203,9 @@ class VideoWriter:
             self._encoder = None
         if self._sound:
             self._sound.close()
-        if self._container is not None:
-            with suppress(OSError, av.FFmpegError):  # closing writes the end of a file that is thrown away
-                self._container.close()
-            self._container = None
+        self._is_open = False
+        with suppress(OSError, av.FFmpegError):  # closing writes the end of a file that is thrown away
+            self._container.close()
         with suppress(OSError):  # where there can be no file, there is none to remove
             self._temporary.unlink()
 

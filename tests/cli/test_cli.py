@@ -66,7 +66,7 @@ def animate(weights: Path, portrait: Path, driving: Path, output: Path, *more: s
 
 def frames_of(path: Path) -> np.ndarray:
     with VideoReader(path) as video:
-        assert video.frame_rate == RATE or video.frame_count == 1
+        assert video.metadata.frame_rate == RATE or video.metadata.frame_count == 1
         return np.stack([frame.pixels for frame in video])
 
 
@@ -252,7 +252,7 @@ def test_download_list_says_what_is_there(weights, capsys):
 def test_demo_moves_the_portrait_and_shows_the_right_answer(tmp_path, capsys):
     assert main(["demo", "-o", str(tmp_path / "demo.mp4")]) == 0
     with VideoReader(tmp_path / "demo.mp4") as video, VideoReader(EXAMPLE / "driving.mp4") as driving:
-        assert video.frame_rate == driving.frame_rate
+        assert video.metadata.frame_rate == driving.metadata.frame_rate
         results = [frame.pixels for frame in video]
         assert len(results) == len(list(driving))
     sheet = read_picture(tmp_path / "demo.png")

@@ -35,7 +35,7 @@ def test_a_clip_with_trouble(weights, portrait, tmp_path, capsys):  # noqa: F811
     assert animate(weights, portrait, driving, output, "-L", "0", "--sheet", str(tmp_path / "sheet.png")) == 0
     assert "held the last good motion in 4 of 24 frames: 6 to 8 (no picture), 17 (scene cut)" in capsys.readouterr().err
     with VideoReader(driving) as before, VideoReader(output) as after:
-        assert after.frame_rate == before.frame_rate == RATE
+        assert after.metadata.frame_rate == before.metadata.frame_rate == RATE
         assert [frame.time for frame in after] == [frame.time for frame in before]
     _, onset, end = read_sound(output)
     assert abs(onset - 0.5) < 0.03 and abs(end - 24 / RATE) < 1 / RATE
@@ -80,7 +80,7 @@ def test_a_part_at_another_rate_with_its_sound(weights, portrait, tmp_path):  # 
     more = ["--start", "5", "-L", "20", "--frame-rate", "30", "--smoothing", "2", "--mirror", "--no-hold"]
     assert animate(weights, portrait, driving, output, *more) == 0
     with VideoReader(output) as reader:
-        assert reader.frame_rate == 30
+        assert reader.metadata.frame_rate == 30
         assert [frame.time for frame in reader] == [Fraction(i, 30) for i in range(24)]
     _, onset, end = read_sound(output)
     assert abs(onset - 0.4) < 0.03 and abs(end - 0.8) < 0.04

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from media import write_inputs
 from models import write_models
 from server import Server
 
+from media import write_inputs
 from tiny import NO_HOST
 
 HERE = Path(__file__).parent

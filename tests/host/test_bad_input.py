@@ -1,8 +1,9 @@
 """Whatever is wrong, one node turns red with one sentence, and the server goes on."""
 
 import pytest
-from media import SIZE
 from prompts import node, video, with_own_encoders
+
+from media import SIZE
 
 BAD_VAE = node("VAELoader", vae_name="sixteen_channels.safetensors")
 LOAD_OTHER = node("PersonaLiveLoadModel", weights="other")

@@ -3,12 +3,12 @@
 import av
 import numpy as np
 import pytest
-from media import FACES, FRAMES, RATE, SIZE, read_frames
 from PIL import Image
 from prompts import node, sampling, video
 from test_nodes import latents, saved, succeed
 
 from face import draw_face
+from media import FACES, FRAMES, RATE, SIZE, read_frames
 from personalive_core.media.video_writer import VideoWriter
 
 WIDTH, HEIGHT = 641, 400

@@ -15,6 +15,7 @@ from test_nodes import latents, saved, succeed
 
 from face import draw_face
 from media import FRAMES, RATE, SIZE, read_frames
+from personalive_core.media.audio import read_audio
 from personalive_core.media.video_reader import VideoReader
 from personalive_core.media.video_writer import VideoWriter
 
@@ -122,7 +123,7 @@ def test_a_clip_with_trouble(host):
     assert held == f"held the last good motion in 4 of {frames} frames: 6 to 8 (no picture), 17 (scene cut)"
     file = saved(host, run, "save")
     with VideoReader(file) as reader:
-        assert reader.frame_rate == RATE
+        assert reader.metadata.frame_rate == RATE
         assert len(list(reader)) == frames
     assert abs(sound_seconds(file) - frames / RATE) < 1 / RATE
     assert len(latents(host, run)) == frames
@@ -131,6 +132,26 @@ def test_a_clip_with_trouble(host):
         pixels = np.asarray(Image.open(host.base / "output" / picture["subfolder"] / picture["filename"]))
         marked.append(bool((pixels[0] == (229, 57, 53)).all()))
     assert marked == [False, True, True, True]
+
+
+def test_sound_that_begins_late_stays_late(host):
+    """Through the decoded sound of Extract Motion and of Adjust Motion: the tone begins half a second into the clip."""
+    folder = host.base / "input"
+    tone = dict(audio_from=folder / "tone.wav", audio_start=Fraction(-1, 2))
+    with VideoWriter(folder / "late.mp4", 128, 128, Fraction(25), **tone) as writer:
+        for i in range(20):
+            writer.write(draw_face(yaw=np.sin(i / 9))[::2, ::2].copy(), Fraction(i, 25))
+    prompt = video() | {"driving": node("LoadVideo", file="late.mp4")}
+    assert abs(sound_begins(saved(host, succeed(host, prompt), "save")) - 0.5) < 0.04
+    prompt["adjust"] = node("PersonaLiveAdjustMotion", motion=["motion", 0], audio=["motion", 2], start=5)
+    prompt["sample"]["inputs"]["motion"] = ["adjust", 0]
+    prompt["assemble"]["inputs"]["audio"] = ["adjust", 2]
+    assert abs(sound_begins(saved(host, succeed(host, prompt), "save")) - 0.3) < 0.04
+
+
+def sound_begins(file) -> float:
+    waveform, rate = read_audio(file, Fraction(0), Fraction(2))
+    return int((abs(waveform) > 0.1).any(0).argmax()) / rate
 
 
 def test_a_clip_without_a_face_says_so(host):

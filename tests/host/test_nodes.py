@@ -7,10 +7,11 @@ import time
 import av
 import numpy as np
 import torch
-from media import FRAMES, RATE, SIZE, read_frames
 from prompts import node, sampling, video
 from safetensors.torch import load_file
 from server import Run, Server
+
+from media import FRAMES, RATE, SIZE, read_frames
 
 NODES = {
     "PersonaLiveCropPortrait",

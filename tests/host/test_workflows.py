@@ -6,9 +6,10 @@ from urllib.parse import quote
 
 import av
 import pytest
-from media import FRAMES, SIZE, read_frames
 from PIL import Image
 from test_nodes import saved, succeed
+
+from media import FRAMES, SIZE, read_frames
 
 PROMPTS = Path(__file__).parent / "workflows"
 TEMPLATES = Path(__file__).parents[2] / "workflows"

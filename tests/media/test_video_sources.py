@@ -11,7 +11,7 @@ from test_video import flat
 
 from personalive_core.errors import InputError
 from personalive_core.media.hdr import HLG, PQ, add_tone_map, tone_map
-from personalive_core.media.video_reader import VideoReader
+from personalive_core.media.video_reader import VideoMetadata, VideoReader
 from personalive_core.media.video_writer import VideoWriter
 
 TURN = 1 << 16  # one, in the fixed-point numbers of a display matrix
@@ -43,7 +43,7 @@ def test_the_display_matrix_turns_the_picture(tmp_path, matrix, upright):
     data[at : at + 36] = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], ">i4").tobytes()
     path.write_bytes(data)
     with VideoReader(path) as reader:
-        assert (reader.height, reader.width) == upright(picture).shape[:2]
+        assert (reader.metadata.height, reader.metadata.width) == upright(picture).shape[:2]
         frames = [frame.pixels for frame in reader]
     assert len(frames) == 3
     for found, before in zip(frames, plain, strict=True):
@@ -120,8 +120,8 @@ def test_a_folder_of_pictures_in_natural_order(tmp_path):
     Image.fromarray(flat(210, 64, 32)).save(tmp_path / "frame 11.png")  # of another shape
     (tmp_path / "notes.txt").write_text("no picture")
     with VideoReader(tmp_path) as reader:
-        assert (reader.width, reader.height, reader.frame_rate, reader.frame_count) == (64, 48, 25, 5)
-        assert not reader.has_audio and reader.problem is None
+        assert reader.metadata == VideoMetadata(64, 48, Fraction(25), 5, False, Fraction(1, 25))
+        assert reader.problem is None
         frames = list(reader)
     assert [frame.time for frame in frames] == [Fraction(i, 25) for i in range(5)]
     assert [round(frame.pixels[24, 32].mean(), -1) for frame in frames] == [10, 60, 110, 160, 210]
