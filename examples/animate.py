@@ -24,12 +24,12 @@ def animate(
     reference = pipeline.encode_reference(fit_picture(read_picture(portrait), size, size))
     with (
         VideoReader(driving_video) as driving,
-        VideoWriter(output, size, size, driving.frame_rate, audio_from=driving_video) as video,
+        VideoWriter(output, size, size, driving.metadata.frame_rate, audio_from=driving_video) as video,
     ):
         frames = (frame.pixels for frame in islice(driving, max_frames))
         animated = chain.from_iterable(pipeline.animate(reference, frames, seed=42))
         for i, pixels in enumerate(animated):
-            video.write(pixels, i / driving.frame_rate)
+            video.write(pixels, i / driving.metadata.frame_rate)
 
 
 if __name__ == "__main__":

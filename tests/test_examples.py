@@ -25,7 +25,7 @@ def test_animate(tmp_path: Path):
     assert run("animate.py", "--output", str(output)) == f"{output}\n"
     with VideoReader(output) as video, VideoReader(EXAMPLE / "driving.mp4") as driving:
         frames = [frame.pixels for frame in video]
-        assert video.frame_rate == driving.frame_rate
+        assert video.metadata.frame_rate == driving.metadata.frame_rate
     assert [frame.shape for frame in frames] == [(128, 128, 3)] * FRAMES
     assert (frames[0] != frames[-1]).any()
 
