@@ -1,4 +1,4 @@
-"""Files of face detectors in the host's folders."""
+"""Face detectors: YuNet from the hub, and files in the host's folders."""
 
 from pathlib import Path
 
@@ -6,33 +6,53 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..personalive_core.errors import InputError
-from ..personalive_core.framing.face_detector import SUFFIXES, Detector, load_detector
+from ..personalive_core.framing.face_detector import SUFFIX, Detector, load_detector
+from ..personalive_core.weights.hub import DETECTORS, find_detector
 from .weights import FOLDER
 
 NONE = "none"
 
 
-def detector_files() -> dict[str, Path]:
-    """Name -> path of each detector in models/personalive/detectors."""
-    folders = [Path(base, "detectors") for base in folder_paths.get_folder_paths(FOLDER)]
+def _folders() -> list[Path]:
+    return [Path(base) for base in folder_paths.get_folder_paths(FOLDER)]
+
+
+def _own_files() -> dict[str, Path]:
+    """Name -> path of each file in models/personalive/detectors that the user put there."""
+    folders = [folder / "detectors" for folder in _folders()]
     files = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
-    return {file.name: file for file in files if file.suffix.lower() in SUFFIXES}
+    fetched = {Path(file.target).name for file in DETECTORS.values()}
+    return {file.name: file for file in files if file.suffix.lower() == SUFFIX and file.name not in fetched}
 
 
 def detector_input() -> io.Combo.Input:
     return io.Combo.Input(
         "detector",
-        options=[NONE, *detector_files()],
+        options=[NONE, *DETECTORS, *_own_files()],
         default=NONE,
-        tooltip="A face detector of OpenCV in models/personalive/detectors: YuNet (.onnx) or a Haar cascade (.xml).",
+        tooltip="What finds faces: 'yunet', which 'download' fetches, or a YuNet file (.onnx) in "
+        "models/personalive/detectors. They need OpenCV. With 'none' the model's own keypoints find the face.",
     )
 
 
-def open_detector(name: str) -> Detector | None:
+def download_input() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "download",
+        default=False,
+        optional=True,
+        tooltip="Fetch 'yunet' (0.2 MB) from the Hugging Face hub to models/personalive/detectors, if it is not there.",
+    )
+
+
+def open_detector(name: str, download: bool) -> Detector | None:
     """None where none is chosen. InputError where there is no such file, or where it cannot be used."""
     if name == NONE:
         return None
-    file = detector_files().get(name)
+    if name in DETECTORS:
+        folders = _folders()
+        folder = next((f for f in folders if (f / DETECTORS[name].target).is_file()), folders[0])
+        return load_detector(find_detector(folder, name, download))
+    file = _own_files().get(name)
     if file is None:
         raise InputError(f"there is no face detector {name!r} in models/{FOLDER}/detectors: choose another one.")
     return load_detector(file)

@@ -17,7 +17,7 @@ from ..personalive_core.networks.pose_guider import PoseGuider
 from ..personalive_core.networks.reference_unet import ReferenceUNet
 from ..personalive_core.weights.find import WeightFiles, find_weights
 from ..personalive_core.weights.load import checked_state_dict, meta_networks, network_dtype
-from . import compat
+from . import compat, memory
 from .weights import OFFICIAL, checkpoint_files, encoder_files, fingerprint, prepare, weight_sets
 
 
@@ -41,6 +41,10 @@ class PersonaLiveModel:
         """Bring networks to the device with `memory` bytes to spare for activations; as much of them as fits."""
         compat.load([self.patchers[name] for name in names], memory)
         return [self.patchers[name].model for name in names]
+
+    def load_motion_extractor(self) -> MotionExtractor:
+        """For the keypoints of one picture at a time."""
+        return self.load("motion_extractor", memory=memory.motion(512, 512))[0]
 
 
 ModelType = io.Custom("PERSONALIVE_MODEL")

@@ -1,4 +1,4 @@
-"""Crop Portrait and Paste Back: the square that the model wants, and the way back into the whole picture."""
+"""Crop Portrait and Paste Back: the square that the model needs, and the way back into the whole picture."""
 
 import logging
 from collections.abc import Iterator
@@ -18,15 +18,16 @@ from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
 
 from ..personalive_core.errors import InputError
-from ..personalive_core.framing.crop import MARGIN, SHIFT, Crop, draw_crop, find_by_keypoints, refine_face
-from ..personalive_core.framing.face_detector import CHOICES, Box, choose_face, find_faces
-from ..personalive_core.framing.paste_back import FEATHER, PasteBack
+from ..personalive_core.framing.crop import Crop, PortraitCrop, crop_portrait, draw_crop
+from ..personalive_core.framing.face_detector import CHOICES, Box
+from ..personalive_core.framing.paste_back import FEATHER, FEATHER_LIMITS, PasteBack
 from ..personalive_core.media.video_reader import Frame
 from ..personalive_core.media.video_writer import VideoWriter
-from . import convert, memory
+from . import convert
 from .assemble import CRF, write_sound
-from .detectors import detector_input, open_detector
+from .detectors import detector_input, download_input, open_detector
 from .driving import Driving, frames_at, open_driving
+from .driving_crop import square_inputs
 from .load import ModelType
 
 log = logging.getLogger(__name__)
@@ -42,10 +43,10 @@ class CropPortrait(io.ComfyNode):
             node_id="PersonaLiveCropPortrait",
             display_name="Crop Portrait",
             category="PersonaLive",
-            description="Cuts the square that the model wants out of a picture of any shape: head and shoulders.",
+            description="Cuts the square that the model needs out of a picture of any shape: head and shoulders.",
             inputs=[
                 io.MultiType.Input(
-                    "image", types=[io.Image, io.Video], tooltip="The whole picture. Of a video the first frame counts."
+                    "image", types=[io.Image, io.Video], tooltip="The whole picture; the first frame of a video."
                 ),
                 io.Int.Input(
                     "size", default=512, min=128, max=2048, step=8, tooltip="Width and height of the square in pixels."
@@ -55,30 +56,21 @@ class CropPortrait(io.ComfyNode):
                     "face",
                     options=[*CHOICES, NUMBER],
                     default=CHOICES[0],
-                    tooltip="Which one, if there are several: the largest, the one nearest to the centre, or the one "
-                    "of a number, which the preview shows.",
+                    tooltip="Which of several: the largest, the one nearest to the centre, or the one with the number "
+                    "below.",
                 ),
-                io.Int.Input("number", default=0, min=0, max=1000, tooltip="The number, if 'face' is 'number'."),
-                io.Float.Input(
-                    "margin",
-                    default=MARGIN,
-                    min=0.0,
-                    max=5.0,
-                    step=0.05,
-                    tooltip="Room around the face at each side, in parts of the face's size.",
+                io.Int.Input(
+                    "number",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="If 'face' is 'number': which one, as the preview numbers them.",
                 ),
-                io.Float.Input(
-                    "shift",
-                    default=SHIFT,
-                    min=-2.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="Moves the square down, in parts of the face's size; up if negative.",
-                ),
+                *square_inputs(),
                 io.Boolean.Input(
                     "refine",
                     default=False,
-                    tooltip="Let the model's own keypoints move the face's box. Needs 'model'.",
+                    tooltip="Let the model's own keypoints move the box of the face. Needs 'model'.",
                 ),
                 io.Int.Input("x", default=0, min=-100_000, max=100_000, tooltip="By hand: left edge of the square."),
                 io.Int.Input("y", default=0, min=-100_000, max=100_000, tooltip="By hand: top edge of the square."),
@@ -92,8 +84,8 @@ class CropPortrait(io.ComfyNode):
                 ModelType.Input(
                     "model",
                     optional=True,
-                    tooltip="From Load PersonaLive Model: finds the face by its keypoints if nothing else does, and "
-                    "serves 'refine'.",
+                    tooltip="From Load PersonaLive Model: its keypoints find the face if nothing else does, and refine "
+                    "the box.",
                 ),
                 io.Custom("BOUNDING_BOX").Input(
                     "boxes",
@@ -101,6 +93,7 @@ class CropPortrait(io.ComfyNode):
                     extra_dict={"forceInput": True},
                     tooltip="Boxes of faces from another node, in place of a detector.",
                 ),
+                download_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
@@ -118,44 +111,34 @@ class CropPortrait(io.ComfyNode):
         face: str,
         number: int,
         margin: float,
-        shift: float,
+        vertical_offset: float,
         refine: bool,
         x: int,
         y: int,
         side: int,
         model=None,
         boxes=None,
+        download: bool = False,
     ) -> io.NodeOutput:
         picture = _first(image)
         height, width = picture.shape[:2]
-        faces: list[Box] = []
-        chosen = None
         if side:
-            crop = Crop(x, y, side, width, height)
+            found = PortraitCrop(Crop(x, y, side, width, height))
         else:
-            find = open_detector(detector)
-            if boxes is not None:
-                faces = to_boxes(boxes)
-            elif find is not None:
-                faces = find_faces(find, picture)
-            elif model is None:
-                raise InputError(
-                    "nothing says where the face is: choose a detector, connect a model or boxes, or give 'side', 'x' "
-                    "and 'y' by hand."
-                )
-            if faces or boxes is not None or find is not None:
-                chosen = choose_face(faces, str(number) if face == NUMBER else face, width, height)
-            if refine and model is None:
-                raise InputError("to refine the box the model is needed: connect Load PersonaLive Model.")
-            if chosen is None or refine:
-                (extractor,) = model.load("motion_extractor", memory=memory.motion(512, 512))
-                if chosen is None:
-                    chosen = find_by_keypoints(extractor, picture, model.device)
-                else:
-                    chosen = refine_face(extractor, picture, chosen, model.device)
-            crop = Crop.around(chosen, width, height, margin, shift)
-        square, preview = crop.cut(picture, size), draw_crop(picture, crop, faces, chosen)
-        return io.NodeOutput(convert.to_image(square[None]), crop, convert.to_image(preview[None]))
+            found = crop_portrait(
+                picture,
+                boxes=None if boxes is None else to_boxes(boxes),
+                detector=open_detector(detector, download),
+                extractor=model and model.load_motion_extractor,
+                device=model and model.device,
+                choice=str(number) if face == NUMBER else face,
+                refine=refine,
+                margin=margin,
+                vertical_offset=vertical_offset,
+            )
+        square = found.crop.cut(picture, size)
+        preview = draw_crop(picture, found.crop, found.faces, found.face)
+        return io.NodeOutput(convert.to_image(square[None]), found.crop, convert.to_image(preview[None]))
 
 
 def _first(image) -> np.ndarray:
@@ -166,8 +149,8 @@ def _first(image) -> np.ndarray:
 
 
 def to_boxes(boxes) -> list[Box]:
-    """The host's BOUNDING_BOX, which nodes give as one, as a list, or as a list for each picture: those of the first
-    picture."""
+    """The faces in the host's BOUNDING_BOX, which is a box, a list of boxes, or a list of lists: then the first, for
+    the first picture."""
     if isinstance(boxes, dict):
         boxes = [boxes]
     elif boxes and isinstance(boxes[0], list | tuple):
@@ -175,7 +158,7 @@ def to_boxes(boxes) -> list[Box]:
     try:
         return [Box(*(float(box[key]) for key in ("x", "y", "width", "height"))) for box in boxes]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"boxes of the form {boxes!r:.100} are not known: give x, y, width and height.") from error
+        raise InputError(f"the boxes {boxes!r:.100} are not known: give x, y, width and height of each.") from error
 
 
 class PasteBackNode(io.ComfyNode):
@@ -185,13 +168,13 @@ class PasteBackNode(io.ComfyNode):
             node_id="PersonaLivePasteBack",
             display_name="Paste Back",
             category="PersonaLive",
-            description="Sets the animated square back into the whole picture or video, with a soft edge.",
+            description="Pastes the animated square back into the whole picture or video, with a soft edge.",
             inputs=[
                 io.MultiType.Input(
                     "picture",
                     types=[io.Image, io.Video],
                     tooltip="What the square was cut out of: a picture or a video. For several people, the video of "
-                    "the Paste Back before.",
+                    "the previous Paste Back.",
                 ),
                 CropType.Input("crop", tooltip="From Crop Portrait."),
                 io.MultiType.Input(
@@ -202,10 +185,10 @@ class PasteBackNode(io.ComfyNode):
                 io.Float.Input(
                     "feather",
                     default=FEATHER,
-                    min=0.0,
-                    max=0.5,
+                    min=FEATHER_LIMITS[0],
+                    max=FEATHER_LIMITS[1],
                     step=0.01,
-                    tooltip="Width of the soft edge, in parts of the square's side.",
+                    tooltip="Width of the soft edge, as a fraction of the square's side.",
                 ),
                 io.Boolean.Input(
                     "match_colours",
@@ -216,12 +199,12 @@ class PasteBackNode(io.ComfyNode):
                     "quality",
                     options=list(CRF),
                     default="good",
-                    tooltip="'high' makes large files, 'small' small ones. Take 'high' for what is pasted into again.",
+                    tooltip="'high' makes large files, 'small' small ones. 'high' is best for pasting into the result.",
                 ),
                 io.Boolean.Input(
                     "images",
                     default=False,
-                    tooltip="Give the frames as images too. They all stand in memory, 12 bytes a pixel.",
+                    tooltip="Output the frames as images too. They are all kept in memory, 12 bytes a pixel.",
                 ),
                 io.Float.Input(
                     "frame_rate",
@@ -230,10 +213,10 @@ class PasteBackNode(io.ComfyNode):
                     max=240.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Frames per second of animated images; 0 is 25. A video keeps its own.",
+                    tooltip="Frames per second, if 'animated' is images; 0 is 25. A video keeps its own.",
                 ),
                 io.Audio.Input(
-                    "audio", optional=True, tooltip="Sound in place of that of the animated video, or of the picture's."
+                    "audio", optional=True, tooltip="Sound to use instead of the animated video's or the picture's."
                 ),
             ],
             outputs=[
@@ -270,7 +253,7 @@ class PasteBackNode(io.ComfyNode):
                     path, width, height, squares.frame_rate, audio_from=sound, audio_start=start, crf=CRF[quality]
                 ) as video:
                     for pixels, time in _pasted(back, whole, chain([first], squares.frames), squares.count):
-                        # The coding knows no odd sizes: the images keep the last row and column, the video cannot.
+                        # A video cannot have an odd size; the images keep the last row and column.
                         video.write(pixels[:height, :width], time)
                         if kept is not None:
                             kept.append(pixels)
@@ -286,7 +269,7 @@ class PasteBackNode(io.ComfyNode):
 
 @contextmanager
 def _open_whole(picture, rate: Fraction) -> Iterator[Driving]:
-    """A video, or images of which there is one for each animated picture; a single image is for all of them."""
+    """A video or images, one for each animated picture, or a single image for all of them."""
     if isinstance(picture, torch.Tensor) and len(picture) == 1:
         yield Driving(iter([Frame(_first(picture), Fraction(0))]), rate, None)
     else:
@@ -295,7 +278,7 @@ def _open_whole(picture, rate: Fraction) -> Iterator[Driving]:
 
 
 def _completed(pixels: np.ndarray, crop: Crop) -> np.ndarray:
-    """With the last row and column that another Paste Back left out because a video knows no odd sizes."""
+    """With the last row and column that another Paste Back left out, because a video cannot have an odd size."""
     lacking = crop.height - pixels.shape[0], crop.width - pixels.shape[1]
     odd = crop.height % 2, crop.width % 2
     if max(lacking) == 1 and min(lacking) >= 0 and all(n <= m for n, m in zip(lacking, odd, strict=True)):
@@ -304,7 +287,7 @@ def _completed(pixels: np.ndarray, crop: Crop) -> np.ndarray:
 
 
 def _sound(audio: dict | None, squares: Driving, whole: Driving, wav: Path) -> tuple[Path | None, Fraction]:
-    """The file to take the sound from and the second where it begins; `wav` is where one may be written."""
+    """The file with the sound, and the second at which it begins; `wav` is where it may be written."""
     if audio is None:
         source = squares if squares.audio is not None else whole
         if source.audio is None or isinstance(source.audio, Path):
@@ -314,7 +297,7 @@ def _sound(audio: dict | None, squares: Driving, whole: Driving, wav: Path) -> t
 
 
 def _pasted(back: PasteBack, whole: Driving, squares: Iterator[Frame], count: int | None) -> Iterator[Frame]:
-    """The whole pictures with the squares in them, as many as there are of both, at the times of the squares."""
+    """The whole pictures with the squares in them, until either ends, at the times of the squares."""
     bar, done = comfy.utils.ProgressBar(count or 1), 0
     squares, timed = tee(squares)
     for picture, square in zip(frames_at(whole.frames, (frame.time for frame in timed)), squares, strict=False):

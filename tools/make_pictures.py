@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image
 
 from make_workflows import (
-    DETECTOR,
     MOTION,
     ROOT,
     SURPRISED,
@@ -43,10 +42,6 @@ from server import Server
 
 PICTURES = ROOT / "docs" / "pictures"
 HELP = ROOT / "nodes" / "web" / "docs"
-FILES = (  # names alone count
-    f"models/personalive/detectors/{DETECTOR}",
-    f"input/{MOTION}",
-)
 FRAMES, RATE = 48, Fraction(24)
 FACE = 512  # pixels on a side
 
@@ -100,11 +95,10 @@ LOOK_AT = """
 
 def write_base(base: Path) -> None:
     """The folders of a host with everything that the templates name."""
-    for name in ("custom_nodes", "input", "output", "models/personalive/detectors"):
+    for name in ("custom_nodes", "input", "output"):
         (base / name).mkdir(parents=True)
     (base / "custom_nodes" / "personalive").symlink_to(ROOT)
-    for name in FILES:
-        (base / name).touch()
+    (base / "input" / MOTION).touch()  # its name alone counts
     _large(portrait()).save(base / "input" / "portrait.png")
     _large(driver(**SURPRISED)).save(base / "input" / "expression.png")
     photo({}, {}).save(base / "input" / "photo.png")

@@ -34,9 +34,8 @@ ROOT = Path(__file__).parents[1]
 TEMPLATES = ROOT / "workflows"
 PROMPTS = ROOT / "tests" / "host" / "workflows"
 HUB = "https://huggingface.co"
-CASCADES = "https://raw.githubusercontent.com/opencv/opencv/4.x/data/haarcascades"
 MOTION = "performance.motion.safetensors"
-DETECTOR = "haarcascade_frontalface_alt2.xml"
+DETECTOR = "yunet"
 
 FILES = f"""
 ## Which files go where
@@ -108,11 +107,14 @@ where they meet.
 """
 
 
-DETECTOR_NOTE = f"""
+DETECTOR_NOTE = """
 ## The face detector
 
-Fetch [{DETECTOR}]({CASCADES}/{DETECTOR}) (0.5 MB), put it into **models/personalive/detectors** and press **R**. Or set
-*detector* to *none* in *Crop Portrait* and say by hand what to cut out: *x*, *y* and *side* in pixels of the picture.
+*yunet* finds the faces. Switch on *download* in each node that uses it, and the first run fetches it (0.2 MB). It needs
+OpenCV: run `python -m pip install opencv-python-headless` with ComfyUI's own Python, and start ComfyUI again.
+
+Or set *detector* to *none* and say by hand in *Crop Portrait* what to cut out: *x*, *y* and *side* in pixels of the
+picture. *Crop Driving* then follows the head by the model's own keypoints.
 """
 
 CROP_NOTE = f"""\
@@ -120,8 +122,8 @@ CROP_NOTE = f"""\
 
 For a picture that shows more than head and shoulders.
 
-1. **Picture**: any size, any shape. The preview shows in yellow what is cut out of it: turn *margin* and *shift* until
-head and shoulders are in it.
+1. **Picture**: any size, any shape. The preview shows in yellow what is cut out of it: change *margin* and
+*vertical_offset* until head and shoulders are in it.
 2. **Driving video**: a person, the face to the camera. *Crop Driving* follows the head; delete it if the video shows
 nothing but a head.
 3. Press **Run**. The result is the whole picture in its own size, with the square moving in it.

@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python tools/measure_driving_crop.py DRIVING DETECTOR
 
-Jitter is the root mean square of a box's change of speed from frame to frame (second difference), in pixels. Lag is the
-shift at which the smoothed track is most like the detector's own, to a part of a frame by the parabola through the
-three best.
+DETECTOR is a YuNet file (.onnx). Jitter is the root mean square of a box's change of speed from frame to frame (second
+difference), in pixels. Lag is the delay at which the smoothed track correlates best with the detector's own, in
+fractions of a frame by the parabola through the three best.
 """
 
 import sys
@@ -45,12 +45,12 @@ def lag(found: np.ndarray, smoothed: np.ndarray) -> float:
     frames = np.arange(len(found))
     known = ~np.isnan(found)
     found = np.interp(frames, frames[known], found[known])
-    shifts = range(-1, MOST + 1)
+    delays = range(-1, MOST + 1)
     middle = found[1 : len(found) - MOST]
-    likeness = [np.corrcoef(middle, smoothed[1 + n : len(found) - MOST + n])[0, 1] for n in shifts]
+    likeness = [np.corrcoef(middle, smoothed[1 + n : len(found) - MOST + n])[0, 1] for n in delays]
     best = int(np.argmax(likeness[1:-1])) + 1
     before, at, after = likeness[best - 1 : best + 2]
-    return shifts[best] + (before - after) / 2 / (before - 2 * at + after)
+    return delays[best] + (before - after) / 2 / (before - 2 * at + after)
 
 
 def main(driving: str, detector: str) -> None:

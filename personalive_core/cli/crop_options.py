@@ -1,7 +1,8 @@
 """The options of `animate` that crop the portrait and the driving video, and paste the result back."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -11,20 +12,23 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..framing.crop import MARGIN, SHIFT, Crop, draw_crop, find_by_keypoints, refine_face
-from ..framing.driving_crop import (
-    MODES,
-    DrivingCrop,
-    Locate,
-    find_fixed_square,
-    locate_by_detector,
-    locate_by_keypoints,
+from ..framing.crop import (
+    MARGIN,
+    MARGIN_LIMITS,
+    VERTICAL_OFFSET,
+    VERTICAL_OFFSET_LIMITS,
+    Crop,
+    PortraitCrop,
+    crop_portrait,
+    draw_crop,
 )
-from ..framing.face_detector import Box, choose_face, find_faces, load_detector
-from ..framing.paste_back import FEATHER, PasteBack
+from ..framing.driving_crop import MODES, DrivingCropSettings, open_driving_crop
+from ..framing.face_detector import CHOICES, Detector, load_detector
+from ..framing.paste_back import FEATHER, FEATHER_LIMITS, PasteBack
 from ..media.pictures import fit_picture, read_picture
 from ..motion.extraction import DrivingFrame
 from ..networks.motion_extractor import MotionExtractor
+from ..weights.hub import DETECTORS, find_detector
 
 
 def add_crop_options(parser: argparse.ArgumentParser) -> None:
@@ -37,17 +41,32 @@ def add_crop_options(parser: argparse.ArgumentParser) -> None:
         help="cut a square out of the portrait: around the face, or the one that you give in pixels",
     )
     group.add_argument(
-        "--detector", type=Path, metavar="FILE", help="YuNet (.onnx) or Haar cascade (.xml); else keypoints find faces"
+        "--detector",
+        metavar="NAME",
+        help="what finds faces: yunet, which --download fetches, or a YuNet file of your own (.onnx); both need OpenCV "
+        "(default: the model's keypoints)",
     )
-    group.add_argument("--face", default="largest", help="of several: largest, centre, or a number from 0 at the left")
-    group.add_argument("--refine", action="store_true", help="let the model's keypoints move the detector's box")
-    group.add_argument("--margin", type=float, default=MARGIN, help=f"around the face, in its sizes (default {MARGIN})")
-    group.add_argument("--shift", type=float, default=SHIFT, help=f"downwards, in face sizes (default {SHIFT})")
-    group.add_argument("--crop-preview", type=Path, metavar="FILE", help="draw what was cropped into a picture")
     group.add_argument(
-        "--paste-back", action="store_true", help="set the result into the whole portrait, at its own size"
+        "--face",
+        default=CHOICES[0],
+        metavar="WHICH",
+        help="which of several faces that a detector finds: largest or centre, in the portrait and at the beginning of "
+        "the driving video; or a number, counted from 0 at the left, in the portrait alone (default largest)",
     )
-    group.add_argument("--feather", type=float, default=FEATHER, help=f"soft edge of it (default {FEATHER})")
+    group.add_argument("--refine", action="store_true", help="let the model's keypoints move the detector's box")
+    for name, what, default, (least, most) in (
+        ("--margin", "room on each side of the face", MARGIN, MARGIN_LIMITS),
+        ("--vertical-offset", "how far the square moves down", VERTICAL_OFFSET, VERTICAL_OFFSET_LIMITS),
+    ):
+        text = f"{what}, in sizes of the face, {least:g} to {most:g} (default {default})"
+        group.add_argument(name, type=float, default=default, metavar="X", help=text)
+    group.add_argument("--crop-preview", type=Path, metavar="FILE", help="draw the portrait's crop into a picture")
+    group.add_argument(
+        "--paste-back", action="store_true", help="paste the result into the whole portrait, at its own size"
+    )
+    least, most = FEATHER_LIMITS
+    text = f"width of its soft edge, as a fraction of the square, {least:g} to {most:g} (default {FEATHER})"
+    group.add_argument("--feather", type=float, default=FEATHER, metavar="X", help=text)
     group.add_argument("--match-colours", action="store_true", help="match its colours to the portrait's at that edge")
     group.add_argument(
         "--crop-driving", nargs="?", const="smoothed", choices=MODES, help="follow the driver's head (default smoothed)"
@@ -57,17 +76,23 @@ def add_crop_options(parser: argparse.ArgumentParser) -> None:
 class CropOptions:
     """What the options ask for, in the order of the work: portrait, driving pictures, animated pictures.
 
-    Made before any work: InputError for what cannot be, such as a missing detector or a size that is not square.
+    Args:
+        options: the parsed command line of `animate`.
+
+    Raises:
+        InputError: an option cannot be, such as a missing detector or a size that is not square. All are checked here,
+            before any work.
     """
 
     def __init__(self, options: argparse.Namespace):
         self._options = options
         self._picture = read_picture(options.ref_image)
-        self._detector = load_detector(options.detector) if options.detector else None
         self._crop: Crop | None = None
         self._back: PasteBack | None = None
-        if options.margin < 0 or not np.isfinite([options.margin, options.shift]).all():
-            raise InputError(f"--margin is {options.margin:g} and --shift {options.shift:g}: give a margin from 0 on.")
+        face = options.face if options.face in CHOICES else CHOICES[0]  # a number counts in the portrait alone
+        self._driving = DrivingCropSettings(
+            options.crop_driving or MODES[0], face, options.margin, options.vertical_offset
+        )
         if options.crop or options.paste_back:
             if options.width != options.height:
                 raise InputError(f"-W is {options.width} and -H {options.height}, but --crop needs equal ones.")
@@ -75,11 +100,12 @@ class CropOptions:
             self._crop = Crop.centred(width, height)
             if options.crop not in (None, "face"):
                 self._crop = Crop(*_numbers(options.crop), width, height)
-            PasteBack(self._crop, options.width, feather=options.feather)  # refuses what cannot be
+            PasteBack(self._crop, options.width, feather=options.feather)  # checks the feather
+        self._detector = _open_detector(options) if options.detector else None
 
     @property
     def output_size(self) -> tuple[int, int]:
-        """Width and height of the video; an odd last row or column of a portrait cannot be coded."""
+        """Width and height of the video, which cannot hold the last row or column of an odd size."""
         if not self._options.paste_back:
             return self._options.width, self._options.height
         height, width = self._picture.shape[:2]
@@ -90,49 +116,46 @@ class CropOptions:
         options, picture = self._options, self._picture
         if self._crop is None:
             return fit_picture(picture, options.width, options.height)
-        height, width = picture.shape[:2]
-        faces: list[Box] = []
-        face = None
+        found = PortraitCrop(self._crop)
         if options.crop == "face":
-            if self._detector:
-                faces = find_faces(self._detector, picture)
-                face = choose_face(faces, options.face, width, height)
-                if options.refine:
-                    face = refine_face(extractor, picture, face, device)
-            else:
-                face = find_by_keypoints(extractor, picture, device)
-            self._crop = Crop.around(face, width, height, options.margin, options.shift)
+            found = crop_portrait(
+                picture,
+                detector=self._detector,
+                extractor=lambda: extractor,
+                device=device,
+                choice=options.face,
+                refine=options.refine,
+                margin=options.margin,
+                vertical_offset=options.vertical_offset,
+            )
         if options.crop_preview:
-            Image.fromarray(draw_crop(picture, self._crop, faces, face)).save(options.crop_preview)
+            Image.fromarray(draw_crop(picture, found.crop, found.faces, found.face)).save(options.crop_preview)
         if options.paste_back:
             self._back = PasteBack(
-                self._crop, options.width, feather=options.feather, match_colours=options.match_colours
+                found.crop, options.width, feather=options.feather, match_colours=options.match_colours
             )
-        return self._crop.cut(picture, options.width)
+        return found.crop.cut(picture, options.width)
 
     def driving(self, extractor: MotionExtractor, device: torch.device) -> Callable[[np.ndarray], DrivingFrame]:
-        """What is done to each driving picture. For the fixed square the video is read once beforehand."""
-        options = self._options
-        if options.crop_driving is None:
+        """What cuts each driving picture."""
+        if self._options.crop_driving is None:
             return DrivingFrame
-        locate: Locate = locate_by_keypoints(extractor, device)
-        if self._detector:
-            locate = locate_by_detector(self._detector)
-        fixed, room = None, dict(margin=options.margin, shift=options.shift)
-        if options.crop_driving == "fixed":
-            from ..media.video_reader import VideoReader
+        with closing(self._driving_pictures()) as pictures:
+            return open_driving_crop(
+                self._driving, pictures, detector=self._detector, extractor=lambda: extractor, device=device
+            ).cut
 
-            with VideoReader(options.driving_video) as video:
-                end = options.start + options.max_frames if options.max_frames else None
-                pictures = (frame.pixels for frame in islice(video, options.start, end))
-                pictures = tqdm(pictures, desc="looking for the driver's head", unit="frame", leave=False)
-                fixed = find_fixed_square(pictures, locate, **room)
-        # With a fixed square only a detector has more to say: whether there is a face.
-        locate_now = locate if self._detector or fixed is None else None
-        return DrivingCrop(locate_now, options.crop_driving, fixed=fixed, **room).cut
+    def _driving_pictures(self) -> Generator[np.ndarray, None, None]:
+        from ..media.video_reader import VideoReader
+
+        options = self._options
+        with VideoReader(options.driving_video) as video:
+            frames = islice(video, options.start, options.start + options.max_frames if options.max_frames else None)
+            for frame in tqdm(frames, desc="looking for the driver's head", unit="frame", leave=False):
+                yield frame.pixels
 
     def finish(self, pixels: np.ndarray) -> np.ndarray:
-        """An animated picture as it goes into the video."""
+        """Makes the video's frame of an animated picture."""
         if self._back is None:
             return pixels
         width, height = self.output_size
@@ -145,3 +168,9 @@ def _numbers(text: str) -> tuple[float, float, float]:
     except ValueError as error:
         raise InputError(f"--crop is {text!r}: give X,Y,SIDE in pixels, or nothing to find the face.") from error
     return x, y, side
+
+
+def _open_detector(options: argparse.Namespace) -> Detector:
+    if options.detector in DETECTORS:
+        return load_detector(find_detector(options.weights, options.detector, options.download))
+    return load_detector(options.detector)

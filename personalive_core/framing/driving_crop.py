@@ -1,7 +1,8 @@
-"""A square around the driver's head that stays calm: a crop that trembles makes the result flicker."""
+"""A square that follows the driver's head calmly: a crop that trembles makes the result flicker."""
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -11,29 +12,45 @@ import torch
 from ..errors import InputError
 from ..motion.extraction import DrivingFrame
 from ..networks.motion_extractor import MotionExtractor
-from .crop import MARGIN, SHIFT, Crop, draw_crop, find_by_keypoints, refine_face
-from .face_detector import Box, Detector, choose_face, find_faces
+from .crop import (
+    MARGIN,
+    VERTICAL_OFFSET,
+    Crop,
+    LoadExtractor,
+    check_crop_settings,
+    draw_crop,
+    find_by_keypoints,
+    refine_face,
+)
+from .face_detector import CHOICES, Box, Detector, choose_face, find_faces
 
 MODES = ("smoothed", "fixed", "per-frame")
 SIZE = 512  # pixels of the cropped frames, as the model was trained
 
-# Of each frame's difference to what was expected, the part that position and speed take. The speed's part is the one
-# that follows an even movement without lag and without more overshoot than needed (Benedict and Bordner 1962).
-GAIN = np.array([0.3, 0.3, 0.25])  # of x, y and size; heads change their size slowly, and detectors tell it worst
+# The filter's gains: the fraction of each frame's surprise that position and speed take. This gain of the speed follows
+# an even movement without lag and with the least overshoot (Benedict and Bordner 1962).
+GAIN = np.array([0.3, 0.3, 0.25])  # of x, y and size: heads change their size slowly, and detectors measure it worst
 SPEED_GAIN = GAIN**2 / (2 - GAIN)
 SPEED_KEPT = 0.8  # a frame, while no face is found: the square comes to rest
-NOT_SMALLER = 0.6  # than this part of its size before is the face when it is looked for around its place
-JUMP = 0.6  # of the face's size: what lies farther off is another face or none ...
-PATIENCE = 8  # ... but for so many frames in a row it is the same one after a cut
-FIXED_STEP = 4  # every how many frames are looked at for the fixed square
-OUTLIERS = 2  # per cent at each end that the fixed square does not mind
+NOT_SMALLER = 0.6  # of its size before: the least that a face has when it is looked for around its last place
+JUMP = 0.6  # of the face's size: whatever is farther away is another face or none ...
+PATIENCE = 8  # ... unless it stays there for so many frames, as after a cut
+FIXED_STEP = 4  # the fixed square looks at every fourth frame
+OUTLIERS = 2  # per cent at each end that the fixed square ignores
 
 # A picture, uint8 (H, W, 3), and where the face was before (None at first) -> where it is now, None if nowhere.
 Locate = Callable[[np.ndarray, Box | None], Box | None]
 
 
-def locate_by_detector(detector: Detector, choice: str = "largest") -> Locate:
-    """At first the face that is chosen; then the one nearest to it, looked for around it before anywhere else."""
+def locate_by_detector(detector: Detector, choice: str = CHOICES[0]) -> Locate:
+    """Follows a face by a detector: first the one that is chosen, then the nearest to where it was.
+
+    It looks around the last place first, and only then in the whole picture.
+
+    Args:
+        detector: finds the faces.
+        choice: which one in the first frame that shows any, see `choose_face`.
+    """
 
     def locate(picture: np.ndarray, before: Box | None) -> Box | None:
         height, width = picture.shape[:2]
@@ -52,8 +69,13 @@ def locate_by_detector(detector: Detector, choice: str = "largest") -> Locate:
 
 
 def locate_by_keypoints(extractor: MotionExtractor, device: torch.device | str = "cpu") -> Locate:
-    """By the motion extractor's own keypoints, from the middle of the picture on. It needs no detector, but a first
-    frame in which the head is the main thing."""
+    """Follows a face by the motion extractor's keypoints, from the middle of the first picture, which the head must
+    fill.
+
+    Args:
+        extractor: the motion extractor.
+        device: where it is.
+    """
 
     def locate(picture: np.ndarray, before: Box | None) -> Box | None:
         if before is None:
@@ -64,34 +86,38 @@ def locate_by_keypoints(extractor: MotionExtractor, device: torch.device | str =
 
 
 class DrivingCrop:
-    """Cuts the driver's head out of frame after frame: uint8 (H, W, 3) -> SIZE x SIZE pixels.
+    """Cuts the driver's head out of one frame after another: uint8 (H, W, 3) -> SIZE x SIZE pixels.
 
-    mode: "smoothed" follows the head with a calm square, "per-frame" with the square of each frame alone; "fixed" is
-    one square for the whole clip, which `find_fixed_square` finds beforehand. Until the first face, the middle.
+    Until the first face is found, the square is in the middle. A frame has a face if `locate` found one whose centre is
+    in the square.
 
-    A frame has a face if `locate` found one whose centre is in the square. With a fixed square `locate` serves that
-    alone and may be None: then all frames count as having one.
+    Args:
+        locate: finds the face in each frame. None with a fixed square: then every frame counts as having a face.
+        mode: "smoothed" follows the head calmly, "per-frame" follows what each frame alone says, "fixed" stays where it
+            is.
+        margin, vertical_offset: in sizes of the face.
+        fixed: the square for "fixed", see `find_fixed_square`.
     """
 
     def __init__(
         self,
         locate: Locate | None,
-        mode: str = "smoothed",
+        mode: str = MODES[0],
         *,
         margin: float = MARGIN,
-        shift: float = SHIFT,
+        vertical_offset: float = VERTICAL_OFFSET,
         fixed: Crop | None = None,
     ):
         if mode not in MODES or (mode == "fixed") != (fixed is not None) or (locate is None and fixed is None):
             raise ValueError(f"the mode is {mode!r}, with a fixed square or not: {fixed}")
-        self._locate, self._margin, self._shift, self._fixed = locate, margin, shift, fixed
+        self._locate, self._margin, self._vertical_offset, self._fixed = locate, margin, vertical_offset, fixed
         self._smooth = Smoother() if mode == "smoothed" else lambda box: box
         self._before: Box | None = None  # where a face was last found
         self._shown: Box | None = None
         self.square: Crop | None = None  # of the last frame
 
     def cut(self, picture: np.ndarray) -> DrivingFrame:
-        """The next frame; every frame must go through here once, in order."""
+        """Cuts the next frame. Every frame must go through here once, in order."""
         found = self._locate(picture, self._before) if self._locate else None
         self._before = found or self._before
         self.square = square = self._fixed or self._follow(found, picture)
@@ -103,15 +129,25 @@ class DrivingCrop:
         height, width = picture.shape[:2]
         if self._shown is None:
             return Crop.centred(width, height)
-        return _square_around(self._shown, width, height, self._margin, self._shift)
+        return _square_around(self._shown, width, height, self._margin, self._vertical_offset)
 
 
 def find_fixed_square(
-    pictures: Iterable[np.ndarray], locate: Locate, *, margin: float = MARGIN, shift: float = SHIFT
+    pictures: Iterable[np.ndarray],
+    locate: Locate,
+    *,
+    margin: float = MARGIN,
+    vertical_offset: float = VERTICAL_OFFSET,
 ) -> Crop:
-    """One square that holds the head, with its margin, in every frame of a clip; a few odd frames do not count.
+    """Finds one square that holds the head, with its margin, in every frame of a clip but for a few outliers.
 
-    InputError where no frame has a face.
+    Args:
+        pictures: the frames in order, uint8 (H, W, 3). Every fourth one is looked at.
+        locate: finds the face.
+        margin, vertical_offset: in sizes of the face.
+
+    Raises:
+        InputError: no frame shows a face.
     """
     before, boxes, size = None, [], (0, 0)
     for picture in islice(pictures, 0, None, FIXED_STEP):
@@ -127,16 +163,63 @@ def find_fixed_square(
     right, bottom = np.percentile(edges[:, 2:], 100 - OUTLIERS, axis=0)
     face = float(np.median(edges[:, 2:] - edges[:, :2], axis=0).max())
     side = float(max(right - left, bottom - top))
-    # All of the way that the face takes, and around it the margin that goes with the face's own size.
+    # The whole path of the face, with the margin for the size of the face.
     whole = Box(float(left + right - side) / 2, float(top + bottom - side) / 2, side, side)
-    return Crop.around(whole, *size, margin * face / side, shift * face / side)
+    return Crop.around(whole, *size, margin * face / side, vertical_offset * face / side)
 
 
-def _square_around(face: Box, width: int, height: int, margin: float, shift: float) -> Crop:
-    """Not moved inwards as a portrait's: the head must not seem to move where the square comes to the edge."""
+@dataclass(frozen=True)
+class DrivingCropSettings:
+    """How to follow the driver's head: the mode of `DrivingCrop`, which face to begin with (see `choose_face`), and
+    the square around it in sizes of the face.
+
+    Raises:
+        InputError: the margin or the offset is outside its limits.
+    """
+
+    mode: str = MODES[0]
+    face: str = CHOICES[0]
+    margin: float = MARGIN
+    vertical_offset: float = VERTICAL_OFFSET
+
+    def __post_init__(self) -> None:
+        check_crop_settings(self.margin, self.vertical_offset)
+
+
+def open_driving_crop(
+    settings: DrivingCropSettings,
+    pictures: Iterable[np.ndarray],
+    *,
+    detector: Detector | None,
+    extractor: LoadExtractor,
+    device: torch.device | str = "cpu",
+) -> DrivingCrop:
+    """Makes the crop of a driving video.
+
+    Args:
+        settings: how to follow the head.
+        pictures: all frames, uint8 (H, W, 3), that the crop will cut. Only the mode "fixed" reads them beforehand.
+        detector: finds the faces. Without one, the motion extractor's keypoints do.
+        extractor: gives the motion extractor.
+        device: where the extractor is.
+
+    Raises:
+        InputError: the mode is "fixed", and no frame shows a face.
+    """
+    locate = locate_by_detector(detector, settings.face) if detector else locate_by_keypoints(extractor(), device)
+    margin, vertical_offset = settings.margin, settings.vertical_offset
+    if settings.mode != "fixed":
+        return DrivingCrop(locate, settings.mode, margin=margin, vertical_offset=vertical_offset)
+    fixed = find_fixed_square(pictures, locate, margin=margin, vertical_offset=vertical_offset)
+    # Keypoints cannot say whether there is a face: with them, the fixed square needs no more looking.
+    return DrivingCrop(locate if detector else None, settings.mode, fixed=fixed)
+
+
+def _square_around(face: Box, width: int, height: int, margin: float, vertical_offset: float) -> Crop:
+    """Not moved into the picture like a portrait's: at the edge the head would seem to move."""
     side = min(face.side * (1 + 2 * margin), width, height)
     x, y = (min(max(c, 0), length) for c, length in zip(face.centre, (width, height), strict=True))
-    return Crop(x - side / 2, y + shift * face.side - side / 2, side, width, height)
+    return Crop(x - side / 2, y + vertical_offset * face.side - side / 2, side, width, height)
 
 
 def _is_inside(square: Crop, x: float, y: float) -> bool:
@@ -144,8 +227,8 @@ def _is_inside(square: Crop, x: float, y: float) -> bool:
 
 
 class Smoother:
-    """A face's box from frame to frame without its trembling: an alpha-beta filter of centre and size, which follows
-    what moves evenly without lag. Causal: each box comes from those so far, so that it serves live video too."""
+    """Steadies a face's box from frame to frame: an alpha-beta filter of its centre and size, which follows an even
+    movement without lag. It is causal, so it serves live video too."""
 
     def __init__(self) -> None:
         self._state: np.ndarray | None = None  # x, y, logarithm of the side
@@ -153,7 +236,7 @@ class Smoother:
         self._strange = 0
 
     def __call__(self, box: Box | None) -> Box | None:
-        """The next frame's box, a square one; None as long as there was none."""
+        """Takes the next frame's box, if there is one, and gives the steady one, a square; None before the first."""
         if self._state is None:
             if box is None:
                 return None

@@ -1,4 +1,4 @@
-"""The animated square set back into the whole picture."""
+"""Pastes the animated square back into the whole picture."""
 
 import numpy as np
 from PIL import Image
@@ -6,30 +6,40 @@ from PIL import Image
 from ..errors import InputError
 from .crop import Crop, resample
 
-FEATHER = 0.1  # width of the soft edge, in parts of the square's side
-CORNER = 0.25  # radius of the mask's corners, in parts of the square's side
-# Differences (of 255) between the animated and the original square: up to the first a place counts as unmoved and
-# keeps the picture's fine detail, from the second on it keeps none.
+# As fractions of the square's side:
+FEATHER, FEATHER_LIMITS = 0.1, (0.0, 0.5)  # width of the soft edge
+CORNER = 0.25  # radius of the mask's corners
+# Differences (of 255) between the animated and the original square: up to the first, a place has not moved and keeps
+# all of the picture's fine detail; from the second on, it keeps none.
 UNMOVED, MOVED = 8, 32
-BLOCK = 8  # pixels on a side of the places that are told apart so
-SEAM_PIXELS = 10_000  # of the soft edge that are looked at for its colours, or up to twice as many
+BLOCK = 8  # pixels on a side of such a place
+SEAM_PIXELS = 10_000  # of the soft edge whose colours are compared, or up to twice as many
 
 
 class PasteBack:
-    """Sets animated squares of size x size pixels into the picture that `crop` was cut out of, or into the frames of
-    a video of its size.
+    """Pastes animated squares of size x size pixels into the picture that `crop` was cut out of, or into the frames
+    of a video of its size.
 
-    Outside the mask nothing changes. Inside, the animated square takes the place of the original one. What moved is
-    the animation's alone; where it is as the original was, the picture keeps the detail that the model's size cannot
-    hold. A square that was not animated therefore gives back the picture itself.
+    Outside the mask nothing changes. Inside, the animation replaces what moved; what did not move keeps the picture's
+    own detail, which is finer than the model's size can hold. So a square that was not animated gives back the picture
+    itself.
 
-    feather: width of the soft edge in parts of the square's side; a side at or beyond the picture's own edge has none.
-    match_colours: add to the animated square, channel by channel, what its soft edge lacks to the picture's colours.
+    Args:
+        crop: where the square was.
+        size: width and height of the animated squares, in pixels.
+        feather: width of the soft edge, as a fraction of the square's side; a side at or beyond the picture's own edge
+            has none.
+        match_colours: shift the animated square's colours, channel by channel, to those of the picture along the soft
+            edge.
+
+    Raises:
+        InputError: the feather is outside its limits.
     """
 
     def __init__(self, crop: Crop, size: int, *, feather: float = FEATHER, match_colours: bool = False):
-        if not 0 <= feather <= 0.5:
-            raise InputError(f"feather is {feather:g}, but must be between 0 and 0.5 of the square's side.")
+        least, most = FEATHER_LIMITS
+        if not least <= feather <= most:
+            raise InputError(f"feather is {feather:g}, but must be from {least:g} to {most:g} of the square's side.")
         self.crop, self.size, self._match_colours = crop, size, match_colours
         self._rows, self._columns = (
             slice(max(0, int(np.floor(start))), min(length, int(np.ceil(start + crop.side))))
@@ -60,19 +70,30 @@ class PasteBack:
 
     @property
     def mask(self) -> np.ndarray:
-        """float32 (height, width) in [0, 1]: how much of each of the picture's pixels the animation takes."""
+        """How much of each pixel of the picture the animation takes: float32 (height, width) in [0, 1]."""
         mask = np.zeros((self.crop.height, self.crop.width), np.float32)
         mask[self._rows, self._columns] = self._mask
         return mask
 
     def paste(self, picture: np.ndarray, animated: np.ndarray) -> np.ndarray:
-        """uint8 (height, width, 3) and uint8 (size, size, 3) -> uint8 (height, width, 3). Neither is changed."""
+        """Pastes one square.
+
+        Args:
+            picture: uint8 (height, width, 3).
+            animated: uint8 (size, size, 3).
+
+        Returns:
+            uint8 (height, width, 3); the arguments do not change.
+
+        Raises:
+            InputError: a size is not the one that this was made for.
+        """
         if animated.shape != (self.size, self.size, 3):
             raise InputError(
                 f"the animated picture is {animated.shape[1]} x {animated.shape[0]} pixels, but must be a square of "
                 f"{self.size} x {self.size} to go back into a square: sample with equal width and height."
             )
-        if picture is not self._picture:  # of a still picture once
+        if picture is not self._picture:  # once for a still picture
             self._square = self.crop.cut(picture, self.size)
             self._window = picture[self._rows, self._columns].astype(np.float32)
             self._plain = self._to_window(self._square).astype(np.float32)
@@ -97,7 +118,7 @@ class PasteBack:
         left, right = ((x - self.crop.left) * scale for x in (self._columns.start, self._columns.stop))
         top, bottom = ((y - self.crop.top) * scale for y in (self._rows.start, self._rows.stop))
         height, width = self._mask.shape
-        method = Image.Resampling.LANCZOS if block == 1 else Image.Resampling.BILINEAR  # weights must not swing over
+        method = Image.Resampling.LANCZOS if block == 1 else Image.Resampling.BILINEAR  # which does not overshoot
         return resample(square, (left, top, right, bottom), width, height, method)
 
     def _unmoved(self, animated: np.ndarray) -> np.ndarray:
@@ -107,14 +128,14 @@ class PasteBack:
         difference = np.pad(difference, (padding, padding, (0, 0)), "edge")
         count = len(difference) // BLOCK
         blocks = difference.reshape(count, BLOCK, -1).max(1).reshape(count, count, -1).max(2)
-        around = np.pad(blocks, 1, "edge")  # what moves in a block spoils its neighbours too
+        around = np.pad(blocks, 1, "edge")  # movement in a block affects its neighbours too
         blocks = np.max([around[y : y + count, x : x + count] for y in range(3) for x in range(3)], axis=0)
         weights = ((MOVED - blocks) / (MOVED - UNMOVED)).clip(0, 1).astype(np.float32)
         return self._to_window(weights, BLOCK)[..., None]
 
     def _seam_offset(self, moving: np.ndarray) -> np.ndarray:
-        """What the soft edge lacks to the picture's colours, (3,): the mean of the middle half of all differences, for
-        a shoulder that moves through the edge says nothing about colours."""
+        """The picture's colours less the animation's along the soft edge, (3,): the mean of the middle half of all
+        differences, because a shoulder that moves through the edge says nothing about colours."""
         if not len(self._seam):
             return np.zeros(3, np.float32)
         plain, moving = (pixels.reshape(-1, 3)[self._seam] for pixels in (self._plain, moving))

@@ -30,17 +30,19 @@ Progress = Callable[[str, int, int], None]
 PERSONALIVE = "huaichang/PersonaLive"
 VAE = "stabilityai/sd-vae-ft-mse"
 IMAGE_ENCODER = "lambdalabs/sd-image-variations-diffusers"
+YUNET = "opencv/face_detection_yunet"
 
 # Branches, because the hub could not be asked for commit ids when this was written. A commit id in the environment's
 # PERSONALIVE_REVISION pins the model's own weights.
-REVISIONS = {PERSONALIVE: os.environ.get("PERSONALIVE_REVISION", "main"), VAE: "main", IMAGE_ENCODER: "main"}
+REVISIONS = dict.fromkeys((PERSONALIVE, VAE, IMAGE_ENCODER, YUNET), "main")
+REVISIONS[PERSONALIVE] = os.environ.get("PERSONALIVE_REVISION", "main")
 
 
 @dataclass(frozen=True)
 class HubFile:
     """One file on the hub and where it belongs."""
 
-    part: str  # the field of `WeightFiles` that needs it
+    part: str  # the field of `WeightFiles` that needs it, or "detector"
     repo: str
     path: str  # in the repository
     target: str  # in the weights folder, or absolute
@@ -74,6 +76,10 @@ FILES: tuple[HubFile, ...] = (
     _folder_file("image_encoder", IMAGE_ENCODER, "image_encoder/pytorch_model.bin", 1_216_000_000),
 )
 """All that the model needs. The repositories hold much more (ONNX files, an engine for one kind of GPU)."""
+
+_YUNET_FILE = "face_detection_yunet_2023mar.onnx"
+DETECTORS = {"yunet": HubFile("detector", YUNET, _YUNET_FILE, f"detectors/{_YUNET_FILE}", 232_589)}
+"""Face detectors by name. The model does not need them: each is fetched when the user asks for it."""
 
 _BLOCK = 1 << 20
 _ATTEMPTS = 5  # in a row without a new byte
@@ -124,6 +130,29 @@ def download(folder: Path, files: Sequence[HubFile] = FILES, progress: Progress 
         ) from error
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error}): choose another folder.") from error
+
+
+def find_detector(folder: Path, name: str, fetch: bool) -> Path:
+    """Finds one of `DETECTORS` in a weights folder, and fetches it first if that is allowed.
+
+    Args:
+        folder: of the weights; the detector is in its folder `detectors`.
+        name: a key of `DETECTORS`.
+        fetch: whether to ask the hub if the file is not there.
+
+    Raises:
+        InputError: it is not there and must not be fetched, or fetching failed.
+    """
+    file = DETECTORS[name]
+    path = folder / file.target
+    if fetch:
+        download(folder, [file])
+    elif not path.is_file():
+        raise InputError(
+            f"the detector {name} is not there yet: switch on download to fetch it ({file.size / 1e6:.1f} MB), or put "
+            f"{file.address} into {path.parent}."
+        )
+    return path
 
 
 @dataclass(frozen=True)

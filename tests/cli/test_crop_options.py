@@ -1,17 +1,23 @@
 """The command line's crops: found, by hand, followed, pasted back, and refused in one sentence."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 from test_cli import RATE, animate, frames_of, portrait, weights, write_clip  # noqa: F401
-from test_face_detector import scene
 
-from haar import write_cascade
-from personalive_core.cli import crop_options
-from personalive_core.framing.crop import Crop
-from personalive_core.framing.face_detector import Box
+from face import DETECTOR_FILE, scene
+from personalive_core.cli.crop_options import CropOptions
+from personalive_core.cli.main import _parser
+from personalive_core.errors import InputError
+from personalive_core.framing import crop as crop_module
+from personalive_core.framing.crop import Crop, crop_portrait
+from personalive_core.framing.driving_crop import MODES, DrivingCropSettings, open_driving_crop
+from personalive_core.framing.face_detector import Box, load_detector
 from personalive_core.framing.paste_back import PasteBack
 from personalive_core.media.video_writer import VideoWriter
+from personalive_core.weights.hub import DETECTORS
 
 PLACES = (40, 60, 176), (361, 60, 220)
 
@@ -25,8 +31,9 @@ def group(tmp_path):
 
 
 @pytest.fixture
-def detector(tmp_path):
-    return str(write_cascade(tmp_path / "drawn.xml"))
+def detector():
+    pytest.importorskip("cv2", reason="OpenCV is not installed, which runs the detector")
+    return str(DETECTOR_FILE)
 
 
 @pytest.mark.parametrize("face, place", [("0", PLACES[0]), ("largest", PLACES[1])])
@@ -93,6 +100,57 @@ def test_a_driver_who_leaves_is_reported(weights, portrait, detector, tmp_path, 
         assert abs((columns.min() + columns.max()) / 2 - (128 - (200 + 222 / 2) / 5)) < 4
 
 
+def crop_options(picture, driving, *more) -> CropOptions:
+    inputs = ["--ref_image", str(picture), "--driving_video", str(driving), "-W", "128", "-H", "128"]
+    return CropOptions(_parser().parse_args(["animate", *inputs, *more]))
+
+
+def test_the_portrait_is_cropped_as_in_the_library(group, detector):
+    options = ["--detector", detector, "--face", "0", "--margin", "0.3", "--vertical-offset", "-0.1"]
+    cropped = crop_options(group, group, "--crop", *options).portrait(None, "cpu")
+    picture = scene(*PLACES)[:, :639]
+    found = crop_portrait(picture, detector=load_detector(detector), choice="0", margin=0.3, vertical_offset=-0.1)
+    assert np.array_equal(cropped, found.crop.cut(picture, 128))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("face, followed", [("largest", "largest"), ("centre", "centre"), ("1", "largest")])
+def test_the_driver_is_followed_as_in_the_library(portrait, detector, tmp_path, mode, face, followed):  # noqa: F811
+    """And it is the face that was asked for."""
+    frame = scene((40, 60, 220), (360, 90, 130))
+    driving = tmp_path / "driving.png"
+    Image.fromarray(frame).save(driving)
+    cut, expected = (
+        crop_options(portrait, driving, "--crop-driving", mode, "--detector", detector, "--face", face).driving(
+            None, "cpu"
+        ),
+        open_driving_crop(
+            DrivingCropSettings(mode, followed), [frame], detector=load_detector(detector), extractor=lambda: None
+        ).cut,
+    )
+    assert np.array_equal(cut(frame).pixels, expected(frame).pixels)
+    other = DrivingCropSettings(mode, "centre" if followed == "largest" else "largest")
+    cut_other = open_driving_crop(other, [frame], detector=load_detector(detector), extractor=lambda: None).cut
+    assert not np.array_equal(cut_other(frame).pixels, expected(frame).pixels)
+
+
+def test_yunet_by_name(group, detector, tmp_path, monkeypatch):
+    """It is fetched into the weights folder if that is allowed, and used from there."""
+    options = ["--crop", "--detector", "yunet", "--weights", str(tmp_path)]
+    with pytest.raises(InputError, match=r"yunet is not there yet: switch on download .*/opencv/face_detection_yunet/"):
+        crop_options(group, group, *options)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nothing answers
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(InputError, match=r"yunet_2023mar\.onnx could not be fetched"):
+        crop_options(group, group, *options, "--download")
+    file = tmp_path / DETECTORS["yunet"].target
+    file.parent.mkdir(exist_ok=True)
+    shutil.copy(detector, file)
+    for more in [], ["--download"]:
+        named = crop_options(group, group, *options, *more).portrait(None, "cpu")
+        assert np.array_equal(named, crop_options(group, group, *options[:2], detector).portrait(None, "cpu"))
+
+
 def test_keypoints_refine_the_detectors_box(weights, group, detector, tmp_path, monkeypatch):  # noqa: F811
     """The untrained keypoints show nothing, so what they say is put in their place."""
     asked = []
@@ -101,9 +159,9 @@ def test_keypoints_refine_the_detectors_box(weights, group, detector, tmp_path, 
         asked.append(face)
         return Box(100, 100, 100, 100)
 
-    monkeypatch.setattr(crop_options, "refine_face", refine)
+    monkeypatch.setattr(crop_module, "refine_face", refine)
     preview = tmp_path / "preview.png"
-    options = ["--crop", "--detector", detector, "--refine", "--shift", "0", "--crop-preview", str(preview)]
+    options = ["--crop", "--detector", detector, "--refine", "--vertical-offset", "0", "--crop-preview", str(preview)]
     assert animate(weights, group, group, tmp_path / "out.mp4", *options) == 0
     assert len(asked) == 1
     rows, columns = np.nonzero((np.asarray(Image.open(preview)) == (255, 255, 0)).all(-1))
@@ -121,9 +179,10 @@ def test_cropping_by_keypoints_alone(weights, group, tmp_path):  # noqa: F811
         (["--crop", "1,2"], "--crop is '1,2'"),
         (["--crop", "900,0,50"], "outside the picture of 639 x 400"),
         (["--crop", "-H", "256"], "-W is 128 and -H 256"),
-        (["--crop", "--margin", "-1"], "--margin is -1"),
+        (["--crop", "--margin", "-1"], "the margin is -1"),
         (["--paste-back", "--feather", "2"], "feather is 2"),
         (["--crop", "--detector", "face.txt"], "face.txt is no face detector"),
+        (["--crop", "--vertical-offset", "9"], "the vertical offset is 9"),
         (["--crop", "--face", "5"], "number 5: the picture has 2"),
     ],
 )

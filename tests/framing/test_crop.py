@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from face import draw_face
+from face import draw_face, find_drawn_faces, scene
 from personalive_core.errors import InputError
-from personalive_core.framing.crop import Crop, draw_crop, refine_face
+from personalive_core.framing.crop import Crop, crop_portrait, draw_crop, find_by_keypoints, refine_face
 from personalive_core.framing.face_detector import Box
 from personalive_core.framing.paste_back import PasteBack
 from personalive_core.media.pictures import read_picture
@@ -136,11 +136,11 @@ def test_cutting_shrinks_without_aliasing_and_repeats_the_edge():
 
 
 def test_the_square_around_a_face():
-    crop = Crop.around(Box(400, 300, 80, 100), 1000, 800, margin=0.5, shift=0.1)
+    crop = Crop.around(Box(400, 300, 80, 100), 1000, 800, margin=0.5, vertical_offset=0.1)
     assert (crop.side, crop.left, crop.top) == (200, 340, 260)
-    high = Crop.around(Box(400, 0, 80, 100), 1000, 800, margin=0.5, shift=0)
+    high = Crop.around(Box(400, 0, 80, 100), 1000, 800, margin=0.5, vertical_offset=0)
     assert (high.side, high.left, high.top) == (200, 340, 0)  # moved in
-    large = Crop.around(Box(400, 300, 80, 700), 1000, 800, margin=0.5, shift=0)
+    large = Crop.around(Box(400, 300, 80, 700), 1000, 800, margin=0.5, vertical_offset=0)
     assert (large.side, large.top) == (800, 0)  # no larger than the picture
     assert Crop.centred(1000, 800) == Crop(100, 0, 800, 1000, 800)
 
@@ -208,6 +208,47 @@ def test_refining_takes_the_networks_own_keypoints():
     extractor = seeded(MotionExtractor(TINY.motion_extractor, device="meta"), "motion_extractor")
     face = refine_face(extractor, draw_face(), Box(60, 40, 130, 160))
     assert all(np.isfinite(face)) and face.side > 1
+
+
+def test_the_portraits_face_by_a_detector_by_boxes_and_by_keypoints():
+    """The first that is given says where it is, and the extractor is not loaded for nothing."""
+    picture = scene((40, 60, 176), (361, 60, 220))
+    height, width = picture.shape[:2]
+    faces = find_drawn_faces(picture, 0)
+
+    def refused():
+        raise AssertionError("the extractor is not needed")
+
+    found = crop_portrait(picture, detector=find_drawn_faces, extractor=refused, margin=0.6, vertical_offset=0.2)
+    assert found.faces == faces and found.face == faces[1]
+    assert found.crop == Crop.around(faces[1], width, height, 0.6, 0.2)
+    assert crop_portrait(picture, detector=find_drawn_faces, choice="0").face == faces[0]
+    boxes = [Box(100, 90, 50, 60)]
+    found = crop_portrait(picture, boxes=boxes, detector=find_drawn_faces, extractor=refused)
+    assert found.faces == boxes and found.face == boxes[0]
+
+    bright = np.zeros((400, 600, 3), np.uint8)
+    bright[150:250, 320:420] = 255
+    found = crop_portrait(bright, extractor=Dots)
+    assert found.faces == [] and found.face == find_by_keypoints(Dots(), bright)
+    box = Box(260, 120, 200, 200)
+    refined = crop_portrait(bright, boxes=[box], extractor=Dots, refine=True)
+    assert refined.faces == [box] and refined.face == refine_face(Dots(), bright, box) != box
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(), "nothing says where the face is"),
+        (dict(boxes=[]), "no face was found"),
+        (dict(boxes=[Box(9, 9, 9, 9)], choice="1"), "no face of number 1"),
+        (dict(boxes=[Box(9, 9, 9, 9)], refine=True), "to refine the box"),
+        (dict(boxes=[Box(9, 9, 9, 9)], margin=6), "the margin is 6"),
+    ],
+)
+def test_no_portrait_crop(options, words):
+    with pytest.raises(InputError, match=words):
+        crop_portrait(scene(), **options)
 
 
 def test_the_preview_shows_square_and_faces():

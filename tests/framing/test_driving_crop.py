@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from test_face_detector import scene
 
-from haar import write_cascade
+from face import find_drawn_faces, scene
 from personalive_core.errors import InputError
 from personalive_core.framing.crop import Crop
 from personalive_core.framing.driving_crop import (
@@ -12,12 +11,14 @@ from personalive_core.framing.driving_crop import (
     PATIENCE,
     SIZE,
     DrivingCrop,
+    DrivingCropSettings,
     Smoother,
     find_fixed_square,
     locate_by_detector,
     locate_by_keypoints,
+    open_driving_crop,
 )
-from personalive_core.framing.face_detector import Box, load_detector
+from personalive_core.framing.face_detector import Box
 from personalive_core.networks.motion_extractor import MotionExtractor
 from tiny import TINY, seeded
 
@@ -104,13 +105,8 @@ def head(left: int, top: int, size: int) -> tuple[float, float]:
     return left + size / 2, top + size * 0.42
 
 
-@pytest.fixture
-def detector(tmp_path):
-    return load_detector(write_cascade(tmp_path / "drawn.xml"))
-
-
-def test_the_nearest_face_is_followed(detector):
-    locate = locate_by_detector(detector, "0")
+def test_the_nearest_face_is_followed():
+    locate = locate_by_detector(find_drawn_faces, "0")
     first = locate(scene((40, 60, 176), (360, 60, 240)), None)
     assert np.hypot(*np.subtract(first.centre, head(40, 60, 176))) < 20
     second = locate(scene((80, 60, 176), (360, 60, 240)), first)
@@ -121,10 +117,10 @@ def test_the_nearest_face_is_followed(detector):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_head_stays_in_the_cropped_frames(detector, mode):
+def test_the_head_stays_in_the_cropped_frames(mode):
     """Its centre is found again near the middle of each; with a fixed square it may wander, and the square stays."""
     frames = [scene((60 + 6 * i, 60, 200)) for i in range(12)]
-    locate = locate_by_detector(detector)
+    locate = locate_by_detector(find_drawn_faces)
     fixed = find_fixed_square(iter(frames), locate) if mode == "fixed" else None
     crop = DrivingCrop(locate, mode, fixed=fixed)
     cut = [crop.cut(frame).pixels for frame in frames]
@@ -141,23 +137,23 @@ def test_the_fixed_square_holds_all_of_the_way_and_no_outlier():
     places[48] = (10.0, 10.0, 20.0, 20.0)
     boxes = iter([Box(*place) for place in places[::4]])
     picture = np.zeros((1, 400, 600, 3), np.uint8).repeat(100, 0)
-    square = find_fixed_square(picture, lambda *_: next(boxes), margin=0.5, shift=0)
+    square = find_fixed_square(picture, lambda *_: next(boxes), margin=0.5, vertical_offset=0)
     assert square.left < 100 - 20 and square.left + square.side > 292 + 60 + 20
     assert square.left > 0 and square.top > -30
 
 
-def test_a_clip_without_a_face(detector):
+def test_a_clip_without_a_face():
     frames = [scene()] * 5
     with pytest.raises(InputError, match="no frame of the driving video shows a face"):
-        find_fixed_square(iter(frames), locate_by_detector(detector))
-    crop = square_of(DrivingCrop(locate_by_detector(detector)), frames[0])
+        find_fixed_square(iter(frames), locate_by_detector(find_drawn_faces))
+    crop = square_of(DrivingCrop(locate_by_detector(find_drawn_faces)), frames[0])
     assert (crop.left, crop.top, crop.side) == (120, 0, 400)  # the middle, until there is one
 
 
-def test_a_square_over_the_edge_is_not_moved_in(detector):
+def test_a_square_over_the_edge_is_not_moved_in():
     frame = scene((-60, 60, 240))
     box = Box(-20, 80, 165, 165)
-    square = square_of(DrivingCrop(lambda *_: box, margin=0.5, shift=0), frame)
+    square = square_of(DrivingCrop(lambda *_: box, margin=0.5, vertical_offset=0), frame)
     assert square.left + square.side / 2 == box.centre[0] and square.left < -20
 
 
@@ -185,3 +181,47 @@ def test_a_fixed_square_alone_looks_for_nothing():
     fixed = Crop(0, 60, 160, 640, 400)
     frame = DrivingCrop(None, "fixed", fixed=fixed).cut(scene())
     assert frame.has_face and square_of(DrivingCrop(None, "fixed", fixed=fixed), scene()) == fixed
+
+
+def refused(*_):
+    raise AssertionError("it is not needed")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_opened_by_settings(mode):
+    """The square around the face that is chosen; the pictures are read beforehand only for a fixed one."""
+    frames = [scene((40, 60, 220), (360, 90, 130))] * 5
+
+    for face, place in {"largest": 0, "centre": 1}.items():
+        settings = DrivingCropSettings(mode, face, margin=0.2, vertical_offset=0.1)
+        pictures = iter(frames)
+        crop = open_driving_crop(settings, pictures, detector=find_drawn_faces, extractor=refused)
+        assert len(list(pictures)) == (0 if mode == "fixed" else 5)
+        square = square_of(crop, frames[0])
+        box = find_drawn_faces(frames[0], 0)[place]
+        assert square.side == pytest.approx(box.side * 1.4)
+        assert square.left + square.side / 2 == pytest.approx(box.centre[0])
+        assert square.top + square.side / 2 == pytest.approx(box.centre[1] + 0.1 * box.side)
+        assert not crop.cut(scene()).has_face
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_opened_without_a_detector(mode):
+    extractor = seeded(MotionExtractor(TINY.motion_extractor, device="meta"), "motion_extractor")
+    frames = [scene((200, 60, 222))] * 2
+    crop = open_driving_crop(DrivingCropSettings(mode), frames, detector=None, extractor=lambda: extractor)
+    assert crop.cut(scene()).has_face  # keypoints cannot say that there is none
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(margin=-0.1), "the margin is -0.1, but must be from 0 to 5"),
+        (dict(margin=5.1), "5.1"),
+        (dict(margin=float("nan")), "nan"),
+        (dict(vertical_offset=-2.5), "the vertical offset is -2.5, but must be from -2 to 2"),
+    ],
+)
+def test_settings_outside_their_limits(settings, words):
+    with pytest.raises(InputError, match=words):
+        DrivingCropSettings(**settings)

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+def share_opencv(folder: Path) -> None:
+    """The hosts come without OpenCV, which the detector needs: they use that of the tests, for any Python 3."""
+    found = find_spec("cv2")
+    assert found and found.origin, "install opencv-python-headless, which the tests of crops need"
+    package = Path(found.origin).parent
+    folder.mkdir()
+    for part in (package, *package.parent.glob("opencv_python*.libs")):
+        (folder / part.name).symlink_to(part)
+
+
 @pytest.fixture(scope="session", params=_hosts() or [None], ids=_name)
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if request.param is None:
@@ -49,6 +60,7 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     (base / "custom_nodes" / "personalive").symlink_to(REPOSITORY)
     (base / "custom_nodes" / "personalive_tests").symlink_to(HERE / "pack")
     write_inputs(base / "input")
+    share_opencv(base / "opencv")
     arguments = os.environ.get("COMFYUI_ARGUMENTS", "--cpu --fp32-text-enc --preview-method auto")
     server = Server(request.param, base, *shlex.split(arguments))
     yield server

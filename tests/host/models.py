@@ -13,7 +13,7 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from haar import write_cascade
+from face import DETECTOR_FILE
 from seeded import seeded_state_dict, seeded_tensor
 from tiny import TINY
 from weights_folder import PUBLISHED_IMAGE_ENCODER, PUBLISHED_VAE, write_weights
@@ -60,7 +60,7 @@ def write_models(models: Path) -> None:
     (cut_off / "personalive" / "pose_guider.pth").write_bytes(whole[:1000])
 
     (models / "personalive" / "detectors").mkdir()
-    write_cascade(models / "personalive" / "detectors" / "drawn.xml")
+    shutil.copy(DETECTOR_FILE, models / "personalive" / "detectors" / "drawn.onnx")
     for folder in ("vae", "clip_vision"):
         (models / folder).mkdir()
     (models / "vae" / "sd.safetensors").symlink_to(tiny / "sd-vae-ft-mse" / "diffusion_pytorch_model.safetensors")

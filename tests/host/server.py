@@ -47,6 +47,7 @@ class Server:
         command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", *arguments]
         # As in tests/conftest.py: one thread does not crawl where others use the same cores.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment["PYTHONPATH"] = str(base / "opencv")  # see conftest.py; other bases have none
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:

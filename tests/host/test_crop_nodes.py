@@ -1,5 +1,7 @@
 """Crop Portrait, Crop Driving and Paste Back in a real host."""
 
+import argparse
+
 import av
 import numpy as np
 import pytest
@@ -7,8 +9,9 @@ from PIL import Image
 from prompts import node, sampling, video
 from test_nodes import latents, saved, succeed
 
-from face import draw_face
+from face import DETECTOR_FILE, draw_face
 from media import FACES, FRAMES, RATE, SIZE, read_frames
+from personalive_core.cli.crop_options import CropOptions, add_crop_options
 from personalive_core.media.video_writer import VideoWriter
 
 WIDTH, HEIGHT = 641, 400
@@ -41,8 +44,8 @@ def yellow(preview: np.ndarray) -> tuple[int, int, int, int]:
 @pytest.mark.parametrize(
     "options, face",
     [
-        (dict(detector="drawn.xml"), FACES[1]),
-        (dict(detector="drawn.xml", face="number", number=0), FACES[0]),
+        (dict(detector="drawn.onnx"), FACES[1]),
+        (dict(detector="drawn.onnx", face="number", number=0), FACES[0]),
         (dict(side=176, x=40, y=60), FACES[0]),
     ],
     ids=["largest", "number 0", "by hand"],
@@ -60,11 +63,23 @@ def test_crop(host, options, face):
         assert np.abs(square.astype(int) - shrunk)[8:-8, 8:-8].mean() < 1
 
 
+def test_the_same_square_as_on_the_command_line(host):
+    """With the same detector and numbers, in a picture of two faces."""
+    run = succeed(host, crop(detector="drawn.onnx", face="centre", margin=0.3, vertical_offset=-0.1))
+    options = argparse.ArgumentParser()
+    add_crop_options(options)
+    chosen = ["--crop", "--detector", str(DETECTOR_FILE), "--face", "centre"]
+    given = options.parse_args([*chosen, "--margin", "0.3", "--vertical-offset", "-0.1"])
+    given.ref_image, given.width, given.height = host.base / "input" / "group.png", SIZE, SIZE
+    expected = CropOptions(given).portrait(None, "cpu").astype(int)
+    assert np.abs(picture(host, run, "square") - expected).max() <= 1  # the host rounds down
+
+
 def test_boxes_of_the_hosts_own_nodes(host):
     if "PrimitiveBoundingBox" not in host.nodes:
         pytest.skip("this host has no nodes that make a BOUNDING_BOX")
     box = node("PrimitiveBoundingBox", x=70, y=70, width=120, height=120)
-    run = succeed(host, crop(boxes=["box", 0], margin=0.5, shift=0.0) | {"box": box})
+    run = succeed(host, crop(boxes=["box", 0], margin=0.5, vertical_offset=0.0) | {"box": box})
     assert np.allclose(yellow(picture(host, run, "preview")), (10, 10, 249, 249), atol=2)
 
 
@@ -75,9 +90,10 @@ def test_the_models_keypoints_alone_find_a_square(host):
 
 BAD = {
     "nothing says where": (dict(), ["detector", "side"]),
-    "no such number": (dict(detector="drawn.xml", face="number", number=7), ["7", "2"]),
+    "no such number": (dict(detector="drawn.onnx", face="number", number=7), ["7", "2"]),
     "outside": (dict(side=50, x=900, y=0), ["900", "641 x 400"]),
-    "refine without a model": (dict(detector="drawn.xml", refine=True), ["refine", "model"]),
+    "refine without a model": (dict(detector="drawn.onnx", refine=True), ["refine", "model"]),
+    "not fetched": (dict(detector="yunet"), ["yunet", "download", "models/personalive/detectors"]),
 }
 
 
@@ -96,7 +112,7 @@ def paste(**options) -> dict:
 
 
 def test_round_trip(host):
-    prompt = crop(detector="drawn.xml") | paste(images=True)
+    prompt = crop(detector="drawn.onnx") | paste(images=True)
     prompt |= {
         "result": node("SaveImage", images=["back", 1], filename_prefix="result"),
         "mask_image": node("MaskToImage", mask=["back", 2]),
@@ -111,7 +127,7 @@ def test_round_trip(host):
 
 def whole_way(number: int, name: str) -> dict:
     """One person of the group, animated; the names of the nodes end in `name`."""
-    prompt = video() | crop(detector="drawn.xml", face="number", number=number)
+    prompt = video() | crop(detector="drawn.onnx", face="number", number=number)
     prompt["reference"]["inputs"]["image"] = ["crop", 0]
     prompt["assemble"]["inputs"]["quality"] = "high"
     for unneeded in ("portrait", "save", "latents", "square", "preview"):
@@ -159,7 +175,7 @@ def test_two_people_pasted_into_one_video(host):
 
 
 @pytest.mark.parametrize(
-    ("mode", "detector"), [("smoothed", "drawn.xml"), ("fixed", "none"), ("per-frame", "drawn.xml")]
+    ("mode", "detector"), [("smoothed", "drawn.onnx"), ("fixed", "none"), ("per-frame", "drawn.onnx")]
 )
 def test_crop_driving(host, mode, detector):
     prompt = sampling() | {"settings": node("PersonaLiveCropDriving", mode=mode, detector=detector, margin=0.1)}
@@ -180,7 +196,7 @@ def test_the_driver_leaves_and_the_square_is_shown(host):
             frame.paste("#5a5a5a", (0, 170, 200, 200))
             writer.write(np.asarray(frame), i / RATE)
     prompt = sampling() | {"driving": node("LoadVideo", file="leaving.mp4")}
-    prompt["settings"] = node("PersonaLiveCropDriving", mode="smoothed", detector="drawn.xml", margin=1.0)
+    prompt["settings"] = node("PersonaLiveCropDriving", mode="smoothed", detector="drawn.onnx", margin=1.0)
     prompt["motion"]["inputs"] |= {"crop": ["settings", 0], "mirror": True}
     prompt["text"] = node("PreviewAny", source=["motion", 3])
     prompt["shown"] = node("PersonaLivePreviewMotion", motion=["motion", 0], start=0, count=1)
@@ -201,7 +217,7 @@ def test_the_driver_leaves_and_the_square_is_shown(host):
 
 
 def test_an_animated_video_that_is_not_square(host):
-    prompt = crop(detector="drawn.xml") | {"driving": node("LoadVideo", file="driving.mp4")}
+    prompt = crop(detector="drawn.onnx") | {"driving": node("LoadVideo", file="driving.mp4")}
     prompt |= paste(animated=["driving", 0])
     prompt["save"] = node("SaveVideo", video=["back", 0], filename_prefix="video/x", format="auto", codec="auto")
     run = host.run(prompt)

@@ -18,8 +18,8 @@ WIDGETS = {"COMBO", "INT", "FLOAT", "BOOLEAN", "STRING"}
 TEST_FILES = {
     "PersonaLiveLoadModel": {"weights": "other"},
     "PersonaLiveEncodeReference": {"width": SIZE, "height": SIZE},
-    "PersonaLiveCropPortrait": {"detector": "drawn.xml"},
-    "PersonaLiveCropDriving": {"detector": "drawn.xml"},
+    "PersonaLiveCropPortrait": {"detector": "drawn.onnx"},
+    "PersonaLiveCropDriving": {"detector": "drawn.onnx"},
 }
 TEST_PICTURES = {"expression.png": "smile.png", "photo.png": "group.png"}
 CHANGED = {  # of the defaults

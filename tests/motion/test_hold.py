@@ -3,14 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from test_face_detector import scene
 from torch import Tensor
 
-from face import draw_face
-from haar import write_cascade
+from face import draw_face, find_drawn_faces, scene
 from personalive_core.errors import InputError
 from personalive_core.framing.driving_crop import MODES, DrivingCrop, find_fixed_square, locate_by_detector
-from personalive_core.framing.face_detector import load_detector
 from personalive_core.motion.hold import BLEND, CUT, MISSES, Hold, Reason, describe_held
 from personalive_core.motion.motion import Motion
 from personalive_core.networks.head_pose import HeadPose
@@ -237,9 +234,9 @@ def test_a_face_that_leaves_and_comes_back():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_face_that_leaves_an_ordinary_picture(tmp_path, mode):
+def test_a_face_that_leaves_an_ordinary_picture(mode):
     """The untrained networks do not notice it, the detector of the driving crop does: six frames without the face."""
-    pipeline, locate = tiny_pipeline(), locate_by_detector(load_detector(write_cascade(tmp_path / "drawn.xml")))
+    pipeline, locate = tiny_pipeline(), locate_by_detector(find_drawn_faces)
     frames = [scene((200 + 2 * i, 60, 222)).copy() if not 8 <= i < 14 else scene().copy() for i in range(24)]
     for frame in frames:
         frame[350:, :200] = 90  # furniture, so that the picture is not empty without the face

@@ -13,7 +13,7 @@ import pytest
 from personalive_core.errors import InputError
 from personalive_core.weights import hub
 from personalive_core.weights.find import find_weights
-from personalive_core.weights.hub import HubFile, download
+from personalive_core.weights.hub import DETECTORS, HubFile, download, find_detector
 
 CONTENT = bytes(range(256)) * 4096
 LARGE = HubFile("a", "owner/model", "deep/in/large.pth", "part/large.pth", len(CONTENT))
@@ -235,6 +235,21 @@ def test_all_that_the_model_needs(stand_in, tmp_path):
     assert find_weights(tmp_path).missing == ()
     download(tmp_path)
     assert stand_in.requests == requests
+
+
+def test_a_detector_is_fetched_only_when_it_is_asked_for(stand_in, tmp_path):
+    file = DETECTORS["yunet"]
+    stand_in.files = {file.address.removeprefix(stand_in.address): CONTENT}
+    with pytest.raises(InputError) as error:
+        find_detector(tmp_path, "yunet", fetch=False)
+    assert file.address in str(error.value) and str(tmp_path / "detectors") in str(error.value)
+    assert stand_in.requests == 0
+    path = find_detector(tmp_path, "yunet", fetch=True)
+    assert path == tmp_path / "detectors" / "face_detection_yunet_2023mar.onnx" and path.read_bytes() == CONTENT
+    requests = stand_in.requests
+    assert find_detector(tmp_path, "yunet", fetch=False) == find_detector(tmp_path, "yunet", fetch=True) == path
+    assert stand_in.requests == requests
+    assert not {f.part for f in find_weights(tmp_path).missing} & {"detector"}
 
 
 def test_address(monkeypatch):
