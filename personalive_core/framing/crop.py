@@ -234,8 +234,8 @@ def crop_portrait(
     if faces is None:
         if extractor is None:
             raise InputError(
-                "nothing says where the face is: choose a detector, give the model or boxes, or give the square by "
-                "hand."
+                "nothing says where the face is: choose a detector, give the model or boxes, or give side, x and y of "
+                "the square by hand."
             )
         face = find_by_keypoints(extractor(), picture, device)
     else:
