@@ -28,11 +28,7 @@ class CropSettings:
         """What cuts the frames from `start` on, in order."""
         with closing(_pictures(driving, frame_rate, start, count)) as pictures:
             return open_driving_crop(
-                self.settings,
-                pictures,
-                detector=self.detector,
-                extractor=model.load_motion_extractor,
-                device=model.device,
+                self.settings, pictures, self.detector, model.load_motion_extractor, model.device
             ).cut
 
 

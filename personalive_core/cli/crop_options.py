@@ -43,33 +43,35 @@ def add_crop_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--detector",
         metavar="NAME",
-        help="what finds faces: yunet, which --download fetches, or a YuNet file of your own (.onnx); both need OpenCV "
-        "(default: the model's keypoints)",
+        help="what finds faces: yunet, which --download fetches, or a YuNet file of your own (.onnx); both need "
+        "OpenCV; without a detector the model's keypoints find the face",
     )
     group.add_argument(
         "--face",
         default=CHOICES[0],
         metavar="WHICH",
-        help="which of several faces that a detector finds: largest or centre, in the portrait and at the beginning of "
-        "the driving video; or a number, counted from 0 at the left, in the portrait alone (default largest)",
+        help="which of several faces that a detector finds, in the portrait and in the driving video: largest or "
+        "centre; or a number, counted from 0 at the left of the portrait, and the largest in the driving video",
     )
     group.add_argument("--refine", action="store_true", help="let the model's keypoints move the detector's box")
-    for name, what, default, (least, most) in (
-        ("--margin", "room on each side of the face", MARGIN, MARGIN_LIMITS),
-        ("--vertical-offset", "how far the square moves down", VERTICAL_OFFSET, VERTICAL_OFFSET_LIMITS),
+    for name, default, limits, what in (
+        ("margin", MARGIN, MARGIN_LIMITS, "room on each side of the face, in sizes of the face"),
+        ("vertical-offset", VERTICAL_OFFSET, VERTICAL_OFFSET_LIMITS, "move the square down, in sizes of the face"),
+        ("feather", FEATHER, FEATHER_LIMITS, "width of the soft edge of --paste-back, as a fraction of the square"),
     ):
-        text = f"{what}, in sizes of the face, {least:g} to {most:g} (default {default})"
-        group.add_argument(name, type=float, default=default, metavar="X", help=text)
+        text = "{}, {:g} to {:g}".format(what, *limits)
+        group.add_argument(f"--{name}", type=float, default=default, metavar="X", help=text)
     group.add_argument("--crop-preview", type=Path, metavar="FILE", help="draw the portrait's crop into a picture")
     group.add_argument(
         "--paste-back", action="store_true", help="paste the result into the whole portrait, at its own size"
     )
-    least, most = FEATHER_LIMITS
-    text = f"width of its soft edge, as a fraction of the square, {least:g} to {most:g} (default {FEATHER})"
-    group.add_argument("--feather", type=float, default=FEATHER, metavar="X", help=text)
     group.add_argument("--match-colours", action="store_true", help="match its colours to the portrait's at that edge")
     group.add_argument(
-        "--crop-driving", nargs="?", const="smoothed", choices=MODES, help="follow the driver's head (default smoothed)"
+        "--crop-driving",
+        nargs="?",
+        const="smoothed",
+        choices=MODES,
+        help="follow the driver's head; alone it means smoothed",
     )
 
 
@@ -141,9 +143,7 @@ class CropOptions:
         if self._options.crop_driving is None:
             return DrivingFrame
         with closing(self._driving_pictures()) as pictures:
-            return open_driving_crop(
-                self._driving, pictures, detector=self._detector, extractor=lambda: extractor, device=device
-            ).cut
+            return open_driving_crop(self._driving, pictures, self._detector, lambda: extractor, device).cut
 
     def _driving_pictures(self) -> Generator[np.ndarray, None, None]:
         from ..media.video_reader import VideoReader

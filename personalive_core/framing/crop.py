@@ -59,12 +59,7 @@ class Crop:
 
     @classmethod
     def around(
-        cls,
-        face: Box,
-        width: int,
-        height: int,
-        margin: float = MARGIN,
-        vertical_offset: float = VERTICAL_OFFSET,
+        cls, face: Box, width: int, height: int, margin: float = MARGIN, vertical_offset: float = VERTICAL_OFFSET
     ) -> "Crop":
         """The square around a face, moved into the picture and no larger than the picture's shorter side.
 
@@ -181,10 +176,8 @@ def find_by_keypoints(extractor: MotionExtractor, picture: np.ndarray, device: t
 
 def check_crop_settings(margin: float, vertical_offset: float) -> None:
     """InputError if one of them is outside its limits."""
-    for name, value, (least, most) in (
-        ("margin", margin, MARGIN_LIMITS),
-        ("vertical offset", vertical_offset, VERTICAL_OFFSET_LIMITS),
-    ):
+    limits = {"margin": (margin, *MARGIN_LIMITS), "vertical offset": (vertical_offset, *VERTICAL_OFFSET_LIMITS)}
+    for name, (value, least, most) in limits.items():
         if not least <= value <= most:
             raise InputError(f"the {name} is {value:g}, but must be from {least:g} to {most:g} sizes of the face.")
 

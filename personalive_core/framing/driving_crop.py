@@ -133,11 +133,7 @@ class DrivingCrop:
 
 
 def find_fixed_square(
-    pictures: Iterable[np.ndarray],
-    locate: Locate,
-    *,
-    margin: float = MARGIN,
-    vertical_offset: float = VERTICAL_OFFSET,
+    pictures: Iterable[np.ndarray], locate: Locate, *, margin: float = MARGIN, vertical_offset: float = VERTICAL_OFFSET
 ) -> Crop:
     """Finds one square that holds the head, with its margin, in every frame of a clip but for a few outliers.
 
@@ -189,7 +185,6 @@ class DrivingCropSettings:
 def open_driving_crop(
     settings: DrivingCropSettings,
     pictures: Iterable[np.ndarray],
-    *,
     detector: Detector | None,
     extractor: LoadExtractor,
     device: torch.device | str = "cpu",

@@ -101,7 +101,7 @@ def test_a_driver_who_leaves_is_reported(weights, portrait, detector, tmp_path, 
 
 
 def crop_options(picture, driving, *more) -> CropOptions:
-    inputs = ["--ref_image", str(picture), "--driving_video", str(driving), "-W", "128", "-H", "128"]
+    inputs = ["--ref-image", str(picture), "--driving-video", str(driving), "-W", "128", "-H", "128"]
     return CropOptions(_parser().parse_args(["animate", *inputs, *more]))
 
 
