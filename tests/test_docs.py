@@ -164,7 +164,7 @@ def test_contributing_names_every_module():
 
 def test_the_library_page_shows_the_example():
     (block,) = (code for kind, code in FENCE.findall((DOCS / "library.md").read_text("utf-8")) if kind == "python")
-    program = (ROOT / "examples" / "animate.py").read_text("utf-8")
+    program = (ROOT / "docs" / "examples" / "animate.py").read_text("utf-8")
     function = next(node for node in ast.parse(program).body if isinstance(node, ast.FunctionDef))
     assert block.rstrip().endswith(ast.get_source_segment(program, function))
     imports = [line for line in block.splitlines() if line.startswith("from ")]

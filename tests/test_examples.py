@@ -1,4 +1,4 @@
-"""The programs in examples/ run as the documentation says, on the miniature."""
+"""The programs in docs/examples/ run as the documentation says, on the miniature."""
 
 import os
 import re
@@ -15,7 +15,7 @@ FRAMES = 5
 
 def run(example: str, *options: str) -> str:
     """The example's output. One thread, because the miniature is too small to share between cores that others use."""
-    command = [sys.executable, ROOT / "examples" / example, "--max_frames", str(FRAMES), *options]
+    command = [sys.executable, ROOT / "docs" / "examples" / example, "--max_frames", str(FRAMES), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 

@@ -66,7 +66,9 @@ def test_a_host_that_sets_an_order_does_not_cost_cudnn_its_place():
     if not attention._is_cudnn_fastest(torch.device("cuda")):
         pytest.skip("on this GPU cuDNN is not the fastest")
     here = Path(__file__).parent
-    paths = os.pathsep.join(map(str, (here, here.parents[1], *filter(None, [os.environ.get("PYTHONPATH")]))))
+    paths = os.pathsep.join(
+        map(str, (here, here.parent, here.parents[1], *filter(None, [os.environ.get("PYTHONPATH")])))
+    )
     run = subprocess.run(
         [sys.executable, "-c", AFTER_A_HOST], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
     )

@@ -1,6 +1,6 @@
 """Animate frames as they come, from a camera for example, and print when each animated frame comes out.
 
-    python examples/stream.py
+    python docs/examples/stream.py
 
 The frames are those of the miniature's example, at the pace of its video. Replace `camera` with your own iterator.
 """

@@ -1,10 +1,10 @@
 r"""Animate a portrait with a driving video.
 
-    python examples/animate.py
+    python docs/examples/animate.py
 
 Without options this uses the miniature and its example, which come with the package. With the official weights:
 
-    python examples/animate.py --ref_image portrait.png --driving_video driving.mp4 \
+    python docs/examples/animate.py --ref_image portrait.png --driving_video driving.mp4 \
         --weights pretrained_weights --size 512
 """
 
