@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from prompts import node, video, with_own_encoders
-from test_nodes import saved, succeed
+from results import saved, succeed
 
 from face import draw_face
 from media import SIZE, read_frames

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from prompts import node
-from test_nodes import succeed
+from results import succeed
 
 from personalive_core.media.pictures import read_picture
 from personalive_core.media.video_reader import VideoReader

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from prompts import node, sampling, video
+from results import latents, saved, succeed
 from safetensors import safe_open
 from server import Server
-from test_nodes import latents, saved, succeed
 
 from face import draw_face
 from media import FRAMES, RATE, SIZE, read_frames

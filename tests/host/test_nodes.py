@@ -8,8 +8,8 @@ import av
 import numpy as np
 import torch
 from prompts import node, sampling, video
-from safetensors.torch import load_file
-from server import Run, Server
+from results import latents, saved, succeed
+from server import Server
 
 from media import FRAMES, RATE, SIZE, read_frames
 
@@ -30,22 +30,6 @@ NODES = {
     "PersonaLiveContactSheet",
     "PersonaLiveExampleInput",
 }
-
-
-def succeed(host: Server, prompt: dict, **options) -> Run:
-    run = host.run(prompt, **options)
-    assert run.error is None and not run.interrupted, f"{run.node}: {run.error}"
-    return run
-
-
-def saved(host: Server, run: Run, name: str, kind: str = "images"):
-    """The path of the one file that the node `name` wrote."""
-    (file,) = run.outputs[name][kind]
-    return host.base / "output" / file["subfolder"] / file["filename"]
-
-
-def latents(host: Server, run: Run) -> torch.Tensor:
-    return load_file(saved(host, run, "latents", "latents"))["latent_tensor"]
 
 
 def test_nodes_are_described(host):

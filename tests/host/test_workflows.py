@@ -7,7 +7,7 @@ from urllib.parse import quote
 import av
 import pytest
 from PIL import Image
-from test_nodes import saved, succeed
+from results import saved, succeed
 
 from media import FRAMES, SIZE, read_frames
 
