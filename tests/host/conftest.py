@@ -67,6 +67,7 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     server.stop()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which puts the group into the name
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long tests of what is the same in every host run in the newest one alone. With --dist loadgroup each host is
     started in one process, which runs all of its tests."""

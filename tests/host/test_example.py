@@ -60,6 +60,7 @@ def test_example_input(host, driving):
     assert abs(found.astype(int) - driving).mean() < 2  # the host's own decoder rounds colours otherwise
 
 
+@pytest.mark.newest_host
 def test_the_template_gives_the_cores_frames(host, expected):
     found = pictures(host, succeed(host, template()), "pictures")
     assert found.shape == expected.shape
