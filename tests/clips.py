@@ -1,9 +1,13 @@
 """Driving videos that tests make, and what they read back of a result."""
 
 from fractions import Fraction
+from itertools import islice
 
 import av
 import numpy as np
+
+from personalive_core.media.video_reader import VideoReader
+from personalive_core.media.video_writer import VideoWriter
 
 
 def flat(value, height=48, width=64):
@@ -47,3 +51,21 @@ def read_sound(path):
                 onset = float(frame.pts * frame.time_base - zero) + int((samples > 0.2).argmax()) / frame.sample_rate
         end = stream.duration and float((stream.start_time + stream.duration) * stream.time_base - zero)
         return stream.codec_context.name, onset, end
+
+
+def write_clip(path, times, rate=Fraction(25), **settings):
+    with VideoWriter(path, 64, 48, rate, **settings) as writer:
+        for i, time in enumerate(times):
+            writer.write(flat(20 + 10 * i % 200), time)
+    return path
+
+
+def copy_with_sound(source, target, count=None):
+    with VideoReader(source) as reader:
+        rate, time_base = reader.metadata.frame_rate, reader.metadata.time_base
+        with VideoWriter(target, 64, 48, rate, time_base=time_base, audio_from=source) as writer:
+            times = []
+            for frame in islice(reader, count):
+                times.append(frame.time)
+                writer.write(frame.pixels, frame.time)
+    return times

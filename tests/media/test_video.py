@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 from fractions import Fraction
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clips import flat, read_sound, write_source
+from clips import copy_with_sound, flat, read_sound, write_clip, write_source
 from personalive_core.errors import InputError
 from personalive_core.media.video_reader import VideoMetadata, VideoReader
 from personalive_core.media.video_writer import VideoWriter
@@ -18,27 +18,9 @@ from personalive_core.media.video_writer import VideoWriter
 NTSC = Fraction(30000, 1001)
 
 
-def write_clip(path, times, rate=Fraction(25), **settings):
-    with VideoWriter(path, 64, 48, rate, **settings) as writer:
-        for i, time in enumerate(times):
-            writer.write(flat(20 + 10 * i % 200), time)
-    return path
-
-
 def read_times(path):
     with VideoReader(path) as reader:
         return [frame.time for frame in reader]
-
-
-def copy_with_sound(source, target, count=None):
-    with VideoReader(source) as reader:
-        rate, time_base = reader.metadata.frame_rate, reader.metadata.time_base
-        with VideoWriter(target, 64, 48, rate, time_base=time_base, audio_from=source) as writer:
-            times = []
-            for frame in islice(reader, count):
-                times.append(frame.time)
-                writer.write(frame.pixels, frame.time)
-    return times
 
 
 @pytest.mark.parametrize("rate", [Fraction(25), NTSC, Fraction(41025, 1643)])
