@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import animate, frames_of, write_clip
 from diffusers import AutoencoderTiny
 from PIL import Image
 
@@ -22,52 +22,7 @@ from personalive_core.cli import demo
 from personalive_core.cli.main import main
 from personalive_core.media.pictures import read_picture
 from personalive_core.media.video_reader import VideoReader
-from personalive_core.media.video_writer import VideoWriter
 from personalive_core.weights.find import EXAMPLE
-from tiny import TINY
-from weights_folder import write_weights
-
-RATE = Fraction(30000, 1001)
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights") / "pretrained_weights"
-    write_weights(
-        folder,
-        TINY,
-        vae=dict(block_out_channels=(32,) * 4),
-        image_encoder=dict(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, patch_size=14
-        ),
-    )
-    return folder
-
-
-@pytest.fixture
-def portrait(tmp_path: Path) -> Path:
-    Image.fromarray(draw_face()).save(tmp_path / "portrait.png")
-    return tmp_path / "portrait.png"
-
-
-def write_clip(path: Path, frames: int) -> Path:
-    with VideoWriter(path, 128, 96, RATE) as video:
-        for i in range(frames):
-            face = Image.fromarray(draw_face(yaw=np.sin(i / 3))).resize((128, 96))
-            video.write(np.asarray(face), i / RATE)
-    return path
-
-
-def animate(weights: Path, portrait: Path, driving: Path, output: Path, *more: str) -> int:
-    size = ["-W", "128", "-H", "128"]
-    inputs = ["--ref_image", str(portrait), "--driving_video", str(driving), "--weights", str(weights)]
-    return main(["animate", *inputs, "-o", str(output), *size, "--device", "cpu", *more])
-
-
-def frames_of(path: Path) -> np.ndarray:
-    with VideoReader(path) as video:
-        assert video.metadata.frame_rate == RATE or video.metadata.frame_count == 1
-        return np.stack([frame.pixels for frame in video])
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
+from commands import RATE, animate, frames_of, write_clip
 from PIL import Image
-from test_cli import RATE, animate, frames_of, portrait, weights, write_clip  # noqa: F401
 
 from face import DETECTOR_FILE, scene
 from personalive_core.cli.crop_options import CropOptions
@@ -37,7 +37,7 @@ def detector():
 
 
 @pytest.mark.parametrize("face, place", [("0", PLACES[0]), ("largest", PLACES[1])])
-def test_crop_finds_the_face_that_is_chosen(weights, group, detector, tmp_path, face, place):  # noqa: F811
+def test_crop_finds_the_face_that_is_chosen(weights, group, detector, tmp_path, face, place):
     preview = tmp_path / "preview.png"
     options = ["--crop", "--detector", detector, "--face", face, "--crop-preview", str(preview)]
     assert animate(weights, group, group, tmp_path / "out.mp4", *options) == 0
@@ -48,7 +48,7 @@ def test_crop_finds_the_face_that_is_chosen(weights, group, detector, tmp_path, 
     assert 0.9 < (columns.max() - columns.min()) / place[2] < 1.6
 
 
-def test_pasted_back_at_native_size(weights, group, tmp_path):  # noqa: F811
+def test_pasted_back_at_native_size(weights, group, tmp_path):
     driving = write_clip(tmp_path / "driving.mp4", 3)
     assert animate(weights, group, driving, tmp_path / "square.mp4", "--crop", "40,60,176") == 0
     assert animate(weights, group, driving, tmp_path / "out.mp4", "--crop", "40,60,176", "--paste-back") == 0
@@ -64,7 +64,7 @@ def test_pasted_back_at_native_size(weights, group, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("mode, detected", [([], True), (["fixed"], True), (["per-frame"], True), ([], False)])
-def test_the_driving_video_is_cropped(weights, portrait, detector, tmp_path, mode, detected):  # noqa: F811
+def test_the_driving_video_is_cropped(weights, portrait, detector, tmp_path, mode, detected):
     driving = tmp_path / "driving.mp4"
     with VideoWriter(driving, 640, 400, RATE) as video:
         for i in range(3):
@@ -78,7 +78,7 @@ def test_the_driving_video_is_cropped(weights, portrait, detector, tmp_path, mod
 
 
 @pytest.mark.parametrize("detected", [True, False])
-def test_a_driver_who_leaves_is_reported(weights, portrait, detector, tmp_path, capsys, detected):  # noqa: F811
+def test_a_driver_who_leaves_is_reported(weights, portrait, detector, tmp_path, capsys, detected):
     driving = tmp_path / "driving.mp4"
     with VideoWriter(driving, 640, 400, RATE) as video:
         for i in range(14):
@@ -115,7 +115,7 @@ def test_the_portrait_is_cropped_as_in_the_library(group, detector):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("face, followed", [("largest", "largest"), ("centre", "centre"), ("1", "largest")])
-def test_the_driver_is_followed_as_in_the_library(portrait, detector, tmp_path, mode, face, followed):  # noqa: F811
+def test_the_driver_is_followed_as_in_the_library(portrait, detector, tmp_path, mode, face, followed):
     """And it is the face that was asked for."""
     frame = scene((40, 60, 220), (360, 90, 130))
     driving = tmp_path / "driving.png"
@@ -151,7 +151,7 @@ def test_yunet_by_name(group, detector, tmp_path, monkeypatch):
         assert np.array_equal(named, crop_options(group, group, *options[:2], detector).portrait(None, "cpu"))
 
 
-def test_keypoints_refine_the_detectors_box(weights, group, detector, tmp_path, monkeypatch):  # noqa: F811
+def test_keypoints_refine_the_detectors_box(weights, group, detector, tmp_path, monkeypatch):
     """The untrained keypoints show nothing, so what they say is put in their place."""
     asked = []
 
@@ -168,7 +168,7 @@ def test_keypoints_refine_the_detectors_box(weights, group, detector, tmp_path, 
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == (50, 50, 249, 249)
 
 
-def test_cropping_by_keypoints_alone(weights, group, tmp_path):  # noqa: F811
+def test_cropping_by_keypoints_alone(weights, group, tmp_path):
     assert animate(weights, group, group, tmp_path / "out.mp4", "--crop", "--paste-back", "--match-colours") == 0
     assert frames_of(tmp_path / "out.mp4").shape == (1, 400, 638, 3)
 
@@ -186,7 +186,7 @@ def test_cropping_by_keypoints_alone(weights, group, tmp_path):  # noqa: F811
         (["--crop", "--face", "5"], "number 5: the picture has 2"),
     ],
 )
-def test_bad_input_is_one_sentence(weights, group, detector, tmp_path, capsys, more, words):  # noqa: F811
+def test_bad_input_is_one_sentence(weights, group, detector, tmp_path, capsys, more, words):
     detector_options = [] if "--detector" in more else ["--detector", detector]
     before = {path.name for path in tmp_path.iterdir()}
     assert animate(weights, group, group, tmp_path / "out.mp4", *detector_options, *more) == 2
@@ -195,7 +195,7 @@ def test_bad_input_is_one_sentence(weights, group, detector, tmp_path, capsys, m
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-def test_without_the_options_nothing_changes(weights, group, tmp_path):  # noqa: F811
+def test_without_the_options_nothing_changes(weights, group, tmp_path):
     """The heads-only clip goes through as it is: the same frames as with no crop, and others with one."""
     driving = write_clip(tmp_path / "driving.mp4", 3)
     for name, more in {"plain": [], "off": ["--margin", "2"], "cropped": ["--crop", "40,60,176"]}.items():

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import RATE, animate, frames_of, write_clip
 from PIL import Image
-from test_cli import RATE, animate, frames_of, portrait, weights, write_clip  # noqa: F401 two are fixtures
-from test_video import read_sound, write_source
 
+from clips import read_sound, write_source
 from face import draw_face
 from personalive_core.cli.main import main
 from personalive_core.media.video_reader import VideoReader
@@ -30,7 +30,7 @@ def write_trouble(folder: Path) -> Path:
     return folder / "trouble.mp4"
 
 
-def test_a_clip_with_trouble(weights, portrait, tmp_path, capsys):  # noqa: F811
+def test_a_clip_with_trouble(weights, portrait, tmp_path, capsys):
     driving, output = write_trouble(tmp_path), tmp_path / "out.mp4"
     assert animate(weights, portrait, driving, output, "-L", "0", "--sheet", str(tmp_path / "sheet.png")) == 0
     assert "held the last good motion in 4 of 24 frames: 6 to 8 (no picture), 17 (scene cut)" in capsys.readouterr().err
@@ -43,7 +43,7 @@ def test_a_clip_with_trouble(weights, portrait, tmp_path, capsys):  # noqa: F811
         assert sheet.size == (12 * 128, 3 * 128)
 
 
-def test_a_clip_without_a_face_leaves_nothing(weights, portrait, tmp_path, capsys):  # noqa: F811
+def test_a_clip_without_a_face_leaves_nothing(weights, portrait, tmp_path, capsys):
     with VideoWriter(tmp_path / "black.mp4", 64, 64, RATE) as writer:
         for i in range(5):
             writer.write(np.zeros((64, 64, 3), np.uint8), i / RATE)
@@ -53,7 +53,7 @@ def test_a_clip_without_a_face_leaves_nothing(weights, portrait, tmp_path, capsy
     assert animate(weights, portrait, tmp_path / "black.mp4", tmp_path / "out.mp4", "--no-hold") == 0
 
 
-def test_one_motion_file_drives_two_portraits(weights, portrait, tmp_path):  # noqa: F811
+def test_one_motion_file_drives_two_portraits(weights, portrait, tmp_path):
     driving, file = write_clip(tmp_path / "driving.mp4", 7), tmp_path / "kept" / "a.motion.safetensors"
     strengths = ["--expression", "0.5", "--head-scale", "1"]
     assert animate(weights, portrait, driving, tmp_path / "a.mp4", "--save-motion", str(file), *strengths) == 0
@@ -75,7 +75,7 @@ def test_one_motion_file_drives_two_portraits(weights, portrait, tmp_path):  # n
     assert len(reuse(portrait, "d.mp4", "--start", "2", "--loop", "3", "--back-and-forth")) == 5 + 4 + 4
 
 
-def test_a_part_at_another_rate_with_its_sound(weights, portrait, tmp_path):  # noqa: F811
+def test_a_part_at_another_rate_with_its_sound(weights, portrait, tmp_path):
     driving, output = write_source(tmp_path / "driving.mp4", seconds=1.2, onset=0.6), tmp_path / "out.mp4"
     more = ["--start", "5", "-L", "20", "--frame-rate", "30", "--smoothing", "2", "--mirror", "--no-hold"]
     assert animate(weights, portrait, driving, output, *more) == 0
@@ -86,7 +86,7 @@ def test_a_part_at_another_rate_with_its_sound(weights, portrait, tmp_path):  # 
     assert abs(onset - 0.4) < 0.03 and abs(end - 0.8) < 0.04
 
 
-def test_strengths_of_one_change_no_bit(weights, portrait, tmp_path):  # noqa: F811
+def test_strengths_of_one_change_no_bit(weights, portrait, tmp_path):
     driving = write_clip(tmp_path / "driving.mp4", 5)
     ones = [
         "--expression",
@@ -118,7 +118,7 @@ def test_strengths_of_one_change_no_bit(weights, portrait, tmp_path):  # noqa: F
         (["--save-motion", "out.mp4"], "would be overwritten"),
     ],
 )
-def test_bad_options_are_one_sentence(weights, portrait, tmp_path, monkeypatch, capsys, more, words):  # noqa: F811
+def test_bad_options_are_one_sentence(weights, portrait, tmp_path, monkeypatch, capsys, more, words):
     monkeypatch.chdir(tmp_path)
     driving = write_clip(tmp_path / "driving.mp4", 3)
     assert animate(weights, portrait, driving, tmp_path / "out.mp4", *more) == 2

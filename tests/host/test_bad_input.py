@@ -5,6 +5,8 @@ from prompts import node, video, with_own_encoders
 
 from media import SIZE
 
+pytestmark = pytest.mark.newest_host
+
 BAD_VAE = node("VAELoader", vae_name="sixteen_channels.safetensors")
 LOAD_OTHER = node("PersonaLiveLoadModel", weights="other")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from prompts import node, video, with_own_encoders
-from test_nodes import saved, succeed
+from results import saved, succeed
 
 from face import draw_face
 from media import SIZE, read_frames
@@ -20,7 +20,7 @@ FRAMES = 2  # the published VAE takes seconds a frame
 SEED = 7
 
 
-@pytest.fixture(scope="module", params=["tiny", "other"])
+@pytest.fixture(scope="module", params=[pytest.param("tiny", marks=pytest.mark.newest_host), "other"])
 def weights(request) -> str:
     """A set with VAE and image encoder in the published sizes, and one with small ones."""
     return request.param
@@ -52,6 +52,7 @@ def test_same_frames(host, weights, animated):
     assert abs(frames.astype(int) - animated).mean() < 0.5
 
 
+@pytest.mark.newest_host
 def test_same_motion(host, models, tmp_path):
     """Of a clip whose rate varies: a part of it, mirrored, at another rate, adjusted."""
     write_variable(host.base / "input" / "uneven.mp4", frames=8)

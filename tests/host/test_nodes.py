@@ -6,10 +6,11 @@ import time
 
 import av
 import numpy as np
+import pytest
 import torch
 from prompts import node, sampling, video
-from safetensors.torch import load_file
-from server import Run, Server
+from results import latents, saved, succeed
+from server import Server
 
 from media import FRAMES, RATE, SIZE, read_frames
 
@@ -30,22 +31,6 @@ NODES = {
     "PersonaLiveContactSheet",
     "PersonaLiveExampleInput",
 }
-
-
-def succeed(host: Server, prompt: dict, **options) -> Run:
-    run = host.run(prompt, **options)
-    assert run.error is None and not run.interrupted, f"{run.node}: {run.error}"
-    return run
-
-
-def saved(host: Server, run: Run, name: str, kind: str = "images"):
-    """The path of the one file that the node `name` wrote."""
-    (file,) = run.outputs[name][kind]
-    return host.base / "output" / file["subfolder"] / file["filename"]
-
-
-def latents(host: Server, run: Run) -> torch.Tensor:
-    return load_file(saved(host, run, "latents", "latents"))["latent_tensor"]
 
 
 def test_nodes_are_described(host):
@@ -98,8 +83,9 @@ def test_assemble_video_decodes_as_the_host_does(host):
         "sd": node("VAELoader", vae_name="sd.safetensors"),
         "compare": node("TestDecoders", samples=["sample", 0], vae=["sd", 0]),
     }
+    prompt["motion"]["inputs"]["count"] = 1  # the published VAE takes seconds a frame
     found = succeed(host, prompt).outputs["compare"]
-    assert found["frames"] == [FRAMES]
+    assert found["frames"] == [1]
     assert found["error"][0] < 1e-4
 
 
@@ -124,6 +110,7 @@ def test_norms_are_where_the_pictures_are_although_the_host_forgets_them(host):
     assert not {"Conv2d", "Linear"} & set(found["moved"])
 
 
+@pytest.mark.newest_host
 def test_another_seed_reuses_reference_and_motion(host):
     first = succeed(host, sampling(seed=1))
     second = succeed(host, sampling(seed=2))
@@ -133,6 +120,7 @@ def test_another_seed_reuses_reference_and_motion(host):
     assert (a - b).norm() / a.norm() > 0.1
 
 
+@pytest.mark.newest_host
 def test_images_and_video_drive_alike(host):
     images = {"file": node("LoadVideo", file="driving.mp4"), "driving": node("GetVideoComponents", video=["file", 0])}
     a = latents(host, succeed(host, sampling(seed=2)))
@@ -149,6 +137,7 @@ def test_preview_motion(host):
     assert len(succeed(host, prompt).outputs["pictures"]["images"]) == FRAMES
 
 
+@pytest.mark.newest_host
 def test_one_picture_drives(host):
     run = succeed(host, video() | {"driving": node("LoadImage", image="smile.png")})
     assert len(latents(host, run)) == 1

@@ -14,11 +14,13 @@ import torch
 from prompts import node, sampling, with_own_encoders
 from safetensors.torch import save_file
 from server import Server, WebSocket
-from test_hub import StandIn
 
+from hub_stand_in import StandIn
 from media import write_inputs
 from personalive_core.weights import hub
 from personalive_core.weights.find import CHECKPOINTS, SIZES_FILE
+
+pytestmark = pytest.mark.xdist_group("official")
 
 REPOSITORY = Path(__file__).parents[2]
 NAMED = os.environ.get("COMFYUI_PATH")

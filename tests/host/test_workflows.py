@@ -7,7 +7,7 @@ from urllib.parse import quote
 import av
 import pytest
 from PIL import Image
-from test_nodes import saved, succeed
+from results import saved, succeed
 
 from media import FRAMES, SIZE, read_frames
 
@@ -29,6 +29,7 @@ CHANGED = {  # of the defaults
     "Reuse motion": {"file"},
     "Try it without downloads": {"weights", "width", "height"},
 }
+IN_EVERY_HOST = {"Animate a portrait with one picture", "Crop, animate, paste back", "Reuse motion"}  # all nodes used
 NATIVE = {"Crop, animate, paste back": (400, 640), "Two people": (400, 640)}  # height and width of what they show whole
 
 every_template = pytest.mark.parametrize("name", NAMES)
@@ -122,7 +123,14 @@ def test_defaults(host, name):
             assert changed <= CHANGED.get(name, set())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "Try it without downloads"])  # see test_example
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in IN_EVERY_HOST else pytest.param(name, marks=pytest.mark.newest_host)
+        for name in NAMES
+        if name != "Try it without downloads"  # see test_example
+    ],
+)
 def test_runs(host, name):
     prompt = read(PROMPTS, name)
     for item in prompt.values():

@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from test_video import copy_with_sound, flat, write_clip
 
+from clips import copy_with_sound, flat, write_clip
 from personalive_core.errors import InputError
 from personalive_core.media.audio import read_audio, trim_audio, write_wav
 

@@ -109,6 +109,7 @@ def test_the_right_answer_is_what_the_model_retargets():
     assert torch.allclose(warm_up.translation, expected.translation.expand(len(warm_up), -1), atol=1e-6)
 
 
+@pytest.mark.quality
 def test_motion_has_no_jumps():
     """Neither in a performance nor in the drawing, where shapes pass before one another."""
     for seed in range(6):
@@ -130,6 +131,7 @@ def test_sizes_are_the_same_picture():
     assert psnr(cv2.resize(large, (128, 128), interpolation=cv2.INTER_AREA), small) > 26
 
 
+@pytest.mark.quality
 def test_measuring_finds_the_pose_through_blur_and_noise():
     random = np.random.default_rng(0)
     character, poses = random_character(21), perform(71, 150)[::10]
@@ -144,6 +146,7 @@ def test_measuring_finds_the_pose_through_blur_and_noise():
     assert correlation(curve(poses, "gaze_x")[open_eyes], curve(found, "gaze_x")[open_eyes]) > 0.9
 
 
+@pytest.mark.quality
 def test_measuring_does_not_see_what_is_not_there():
     """A driver's blink is not found in a picture with open eyes."""
     character = random_character(0)

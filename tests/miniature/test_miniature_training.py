@@ -124,6 +124,7 @@ def test_folding_the_scale_of_latents_keeps_the_pictures(monkeypatch):
     assert torch.allclose(scaled.std((0, 2, 3)), torch.ones(4), atol=1e-2)
 
 
+@pytest.mark.quality
 @pytest.mark.parametrize(
     ("stage", "rate", "value", "steps"), [("motion", 4e-3, "points", 30), ("windows", 1.5e-2, "loss", 16)]
 )
@@ -134,6 +135,7 @@ def test_it_learns(begin, stage: str, rate: float, value: str, steps: int):
     assert sum(losses[-3:]) < 0.5 * sum(losses[1:4])  # the first windows are of right answers under noise
 
 
+@pytest.mark.quality
 @pytest.mark.parametrize("stage", ["single_pictures", "windows"])
 def test_all_but_what_the_model_does_not_use_has_a_gradient(begin, stage: str):
     """One image embedding needs no queries and keys, and nothing follows the last reference features."""
@@ -199,6 +201,7 @@ def test_the_generator_is_the_networks_as_inference_runs_them(begin, pool):
         assert error(noise[:, :, [i]], alone(i, slice(frame, frame + 1))) < 1e-4
 
 
+@pytest.mark.quality
 @torch.no_grad()
 def test_what_a_graph_writes_to_is_nobody_elses(begin, monkeypatch: pytest.MonkeyPatch):
     """Each replay copies its inputs to where those were that it was captured with."""
@@ -240,6 +243,7 @@ def test_it_begins_with_giving_back_the_noise(monkeypatch: pytest.MonkeyPatch):
     assert error(noise, latents) < 2e-3
 
 
+@pytest.mark.quality
 def test_single_pictures_go_on_from_what_was_made_of_them(begin):
     """From the portrait under noise down all levels, an eighth of them in eight steps; then others take their place.
     The four of a portrait go together, and most are spared the last level."""
@@ -270,6 +274,7 @@ def test_single_pictures_go_on_from_what_was_made_of_them(begin):
     assert ends > 8 and spared > 2 * last > 0
 
 
+@pytest.mark.quality
 @torch.no_grad()
 def test_single_pictures_leave_out_only_what_does_nothing(begin):
     run, random = begin(only("single_pictures", 400)), torch.Generator().manual_seed(0)
@@ -347,6 +352,7 @@ def test_gradients_that_overflowed_count_as_none():
     assert all(parameter.isfinite().all() for parameter in parameters.values())
 
 
+@pytest.mark.quality
 def test_streams_go_on_and_make_room_for_others(begin, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train, "SHORTEST", 2)
     run = begin(only("windows", 400))
@@ -365,6 +371,7 @@ def test_streams_go_on_and_make_room_for_others(begin, monkeypatch: pytest.Monke
     assert begins > 2 and any((start > train.CHUNK).any() for start in begun)
 
 
+@pytest.mark.quality
 def test_in_every_fourth_pool_a_window_takes_two_passes(begin):
     run = begin(only("windows", 16, pools=4))
     pool, random, seen = run.load(DrawnHere().pool(0)), torch.Generator().manual_seed(0), []
@@ -374,6 +381,7 @@ def test_in_every_fourth_pool_a_window_takes_two_passes(begin):
     assert seen == [(4, 12), (8, 12), (12, 12), (16, 12), (0, 16), (4, 12), (4, 16), (8, 12)]
 
 
+@pytest.mark.quality
 @pytest.mark.parametrize("stage", ["single_pictures", "windows"])
 def test_it_goes_on_exactly_where_it_was(begin, stage: str):
     plan, drawing = only(stage, 4), DrawnHere()

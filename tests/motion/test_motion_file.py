@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from motions import motion_of, same
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_performance import motion_of, same
 
 from personalive_core.errors import InputError
 from personalive_core.motion.motion_file import load_motion, save_motion

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_stream import run, small_stream
+from motions import motion_of, same
 
 from personalive_core.errors import InputError
 from personalive_core.motion.keypoints import transform_keypoints
@@ -26,25 +26,11 @@ from personalive_core.motion.performance import (
 )
 from personalive_core.networks.head_pose import HeadPose
 from seeded import normal
-
-
-def motion_of(tag: str, frames: int) -> Motion:
-    pose = HeadPose(
-        normal(f"{tag}/angles", frames, 3) * 10,
-        normal(f"{tag}/t", frames, 3) / 10,
-        1 + normal(f"{tag}/s", frames, 1) / 10,
-        normal(f"{tag}/kp", frames, 21, 3) / 4,
-    )
-    return Motion(pose, normal(f"{tag}/tokens", frames, 32, 16), torch.zeros(frames, 4, dtype=torch.long))
-
+from streams import run, small_stream
 
 PORTRAIT, DRIVER = motion_of("portrait", 1), motion_of("driver", 6)
 NEUTRAL = DRIVER[:1]
 close = torch.testing.assert_close
-
-
-def same(a: Motion, b: Motion) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.tensors().values(), b.tensors().values(), strict=True))
 
 
 def keypoints(angles, translation, scale) -> torch.Tensor:
