@@ -1,4 +1,5 @@
 import os
+import re
 
 import pytest
 import torch
@@ -7,6 +8,22 @@ import torch
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+
+TOGETHER = ("test_official_weights", "test_kernels", "test_miniature", "test_miniature_streams")  # one costly fixture
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """In one process: all tests of a host, which so starts once, and those of a file in TOGETHER. Every other test goes
+    to the process that is free. (--dist loadgroup would be it, but pytest-xdist 3.8 groups nothing with pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            host, file = re.search(r"\((.+?)\)", nodeid), nodeid.partition(".py::")[0].rpartition("/")[2]
+            return host[1] if host and "host/" in nodeid else file if file in TOGETHER else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -27,7 +27,8 @@ def _hosts() -> list[Path]:
 
 
 def _name(folder: Path | None) -> str:
-    return folder.name if folder else "no host"
+    """In the tests' names. In brackets, by which tests/conftest.py knows them."""
+    return f"({folder.name})" if folder else "no host"
 
 
 @pytest.fixture(scope="session")
@@ -67,14 +68,8 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     server.stop()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which puts the group into the name
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long tests of what is the same in every host run in the newest one alone. With --dist loadgroup each host is
-    started in one process, which runs all of its tests."""
-    for item in items:
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        if "host" in params:
-            item.add_marker(pytest.mark.xdist_group(_name(params["host"])))
+    """Long tests of what is the same in every host run in the newest one alone."""
     older = {
         item
         for item in items

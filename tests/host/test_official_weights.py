@@ -20,8 +20,6 @@ from media import write_inputs
 from personalive_core.weights import hub
 from personalive_core.weights.find import CHECKPOINTS, SIZES_FILE
 
-pytestmark = pytest.mark.xdist_group("official")
-
 REPOSITORY = Path(__file__).parents[2]
 NAMED = os.environ.get("COMFYUI_PATH")
 HOSTS = NAMED.split(os.pathsep) if NAMED else sorted(Path.home().glob("ComfyUI*"))

@@ -18,7 +18,7 @@ from personalive_core.pipeline import Pipeline  # noqa: E402
 from personalive_core.weights.find import EXAMPLE, MINIATURE, find_weights  # noqa: E402
 from tools.make_example import write_example  # noqa: E402
 
-pytestmark = [pytest.mark.quality, pytest.mark.xdist_group("miniature")]
+pytestmark = pytest.mark.quality
 
 SEEN = 1_000_000  # seeds from here on are of training
 EVERY = 4  # measured frames

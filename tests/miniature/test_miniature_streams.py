@@ -16,7 +16,7 @@ from personalive_core.pipeline import Pipeline
 from personalive_core.sampling.keyframes import KeyframeSettings
 from personalive_core.weights.find import MINIATURE, find_weights
 
-pytestmark = [pytest.mark.quality, pytest.mark.xdist_group("miniature streams")]
+pytestmark = pytest.mark.quality
 
 
 @pytest.fixture(scope="module")

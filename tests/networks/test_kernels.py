@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", minversion="3.3", reason="needs Triton's compiler as it is since 3.3")
-pytestmark = pytest.mark.xdist_group("kernels")  # compiled once
 
 PROGRAM = Path(__file__).with_name("compile_kernels.py")
 SHARED = 99 * 1024  # bytes that a block may have on GeForce cards from the RTX 30 series on, the least of all
