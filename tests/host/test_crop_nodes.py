@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from prompts import node, sampling, video
-from test_nodes import latents, saved, succeed
+from results import latents, saved, succeed
 
 from face import DETECTOR_FILE, draw_face
 from media import FACES, FRAMES, RATE, SIZE, read_frames
