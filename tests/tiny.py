@@ -51,8 +51,13 @@ def seeded(network: nn.Module, component: str) -> nn.Module:
 
 
 @lru_cache
-def unets(config: UNetConfig = UNET) -> tuple[ReferenceUNet, DenoisingUNet]:
-    """Seeded, shared between tests: leave them as they are."""
+def unets() -> tuple[ReferenceUNet, DenoisingUNet]:
+    """Small and seeded, shared between tests: leave them as they are."""
+    return make_unets(UNET)
+
+
+def make_unets(config: UNetConfig) -> tuple[ReferenceUNet, DenoisingUNet]:
+    """Seeded."""
     return (
         seeded(ReferenceUNet(config, device="meta"), "reference_unet"),
         seeded(DenoisingUNet(config, device="meta"), "denoising_unet"),
@@ -60,7 +65,7 @@ def unets(config: UNetConfig = UNET) -> tuple[ReferenceUNet, DenoisingUNet]:
 
 
 def tiny_pipeline():
-    """A `standalone.Pipeline`, every network small and filled with seeded weights, float32 on the CPU."""
+    """A `Pipeline`, every network small and filled with seeded weights, float32 on the CPU."""
     from diffusers import AutoencoderKL  # without which the tests of the networks alone run too
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 

@@ -1,6 +1,5 @@
 """Reference UNet and denoising UNet against the recorded outputs of the published networks."""
 
-import copy
 import os
 
 import pytest
@@ -13,14 +12,14 @@ from personalive_core.networks.denoising_unet import DenoisingUNet
 from personalive_core.networks.reference_unet import ReferenceUNet
 from personalive_core.networks.spatial import SpatialBlock
 from seeded import normal
-from tiny import UNET, error, golden, manifest, state_dict_shapes, unets
+from tiny import UNET, error, golden, make_unets, manifest, state_dict_shapes, unets
 
 
 @torch.inference_mode()
 def errors(name: str, config: UNetConfig, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, float]:
     """Every output of a golden file -> its error. The expected values stay in float32."""
     g = golden(name)
-    reference_unet, denoising_unet = (copy.deepcopy(network).to(device, dtype) for network in unets(config))
+    reference_unet, denoising_unet = (network.to(device, dtype) for network in make_unets(config))
     latents, timesteps, image_embeds, tokens = (
         g[key].to(device, dtype if g[key].is_floating_point() else None)
         for key in ("latents", "timesteps", "image_embeds", "motion_tokens")
