@@ -20,10 +20,9 @@ from ..personalive_core.config import PIXELS_PER_LATENT
 from ..personalive_core.errors import InputError
 from ..personalive_core.media.audio import write_wav
 from ..personalive_core.media.video_writer import VideoWriter
-from ..personalive_core.sampling.cuda import PinnedCopy, one_behind
-from . import convert, decode
+from ..personalive_core.sampling.cuda import DecodedFrames, PinnedCopy, one_behind
+from . import decode
 
-WHAT = "the decoded video"
 PREVIEW_EVERY = 0.2  # seconds: the host makes a JPEG of each
 CRF = {"high": 14, "good": 18, "small": 25}
 
@@ -94,14 +93,12 @@ class _DecodedFrames:
     """Copies of decoded frames (F, H, W, 3) on the CPU: as bytes, and as IMAGE if asked for."""
 
     def __init__(self, frames: Tensor, as_images: bool):
-        self._pictures = PinnedCopy(convert.to_bytes(frames, WHAT))
-        self._is_finite = PinnedCopy(frames.isfinite().all())
+        self._pictures = DecodedFrames(frames)
         self._images = PinnedCopy(frames.contiguous()) if as_images else None
 
     def result(self) -> tuple[np.ndarray, Tensor | None]:
-        convert.check_finite(self._is_finite.result(), WHAT)
         images = self._images.result().clone() if self._images else None  # keep no pinned memory
-        return self._pictures.result().numpy(), images
+        return self._pictures.result(), images
 
 
 def _write_frames(latents, vae, rate: Fraction, crf: int, path: Path, sound: Path | None, kept: list | None) -> None:

@@ -11,13 +11,6 @@ from ..personalive_core.errors import InputError
 
 def to_pictures(image: Tensor, what: str) -> np.ndarray:
     """IMAGE (B, H, W, 3 or 4) float in [0, 1] -> uint8 (B, H, W, 3); transparent parts become white."""
-    pictures = to_bytes(image, what)
-    check_finite(image.isfinite().all(), what)
-    return pictures.cpu().numpy()
-
-
-def to_bytes(image: Tensor, what: str) -> Tensor:
-    """The same on the image's own device, and without a look at its numbers, for which a GPU would be waited for."""
     if image.ndim != 4 or not len(image):
         raise InputError(f"{what} holds no picture (its shape is {tuple(image.shape)}): connect an image.")
     if min(image.shape[1:3]) < 32:
@@ -29,12 +22,9 @@ def to_bytes(image: Tensor, what: str) -> Tensor:
     if image.shape[3] == 4:
         image, alpha = image[..., :3], image[..., 3:]
         image = image * alpha + (1 - alpha)
-    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
-
-
-def check_finite(is_finite: Tensor, what: str) -> None:
-    if not is_finite:
+    if not image.isfinite().all():
         raise InputError(f"{what} holds numbers that are not finite (NaN): look at the node that made it.")
+    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8).contiguous().cpu().numpy()
 
 
 def to_image(pictures: np.ndarray) -> Tensor:

@@ -15,7 +15,7 @@ from ..personalive_core.config import CHUNK, PIXELS_PER_LATENT, WARM_UP
 from ..personalive_core.motion.performance import Strength
 from ..personalive_core.networks.reference_unet import ReferenceFeatures
 from ..personalive_core.sampling.cuda import PinnedCopy, on_stream, one_behind, side_stream
-from ..personalive_core.sampling.keyframes import KeyframeSettings
+from ..personalive_core.sampling.keyframes import MAX_KEYFRAMES, KeyframeSettings
 from ..personalive_core.sampling.schedule import Schedule
 from ..personalive_core.sampling.stream import Stream
 from . import compat, convert, memory
@@ -51,7 +51,7 @@ class Sample(io.ComfyNode):
                     "keyframes",
                     default=3,
                     min=0,
-                    max=16,
+                    max=MAX_KEYFRAMES,
                     tooltip="How many frames with a new expression are remembered as further references.",
                 ),
                 compat.advanced(
@@ -100,7 +100,7 @@ class Sample(io.ComfyNode):
         reference.check_model(model)
         motion.check_reference(reference)
         performance = motion.performance
-        settings = KeyframeSettings(keyframes, keyframe_threshold, round(return_every * performance.frame_rate))
+        settings = KeyframeSettings.in_seconds(keyframes, keyframe_threshold, return_every, performance.frame_rate)
         stream = _make_stream(model, reference, Schedule(steps), settings, performance.strength)
 
         frames, total = len(performance.motion), -(-len(performance.motion) // CHUNK) + WARM_UP // CHUNK

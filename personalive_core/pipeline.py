@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import ModelMixin as DiffusersModel
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,13 +26,13 @@ from .networks.motion_extractor import MotionExtractor
 from .networks.pose_guider import PoseGuider
 from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
 from .networks.vae_decoder import VAEDecoder
-from .sampling.cuda import GraphedNetwork, PinnedCopy, can_capture, on_stream, one_behind, onload, side_stream
+from .sampling.cuda import DecodedFrames, GraphedNetwork, can_capture, on_stream, one_behind, onload, side_stream
 from .sampling.keyframes import KeyframeSettings
 from .sampling.reference import Reference, check_size, encode_reference
 from .sampling.schedule import Schedule
 from .sampling.stream import Stream
 from .weights.find import WeightFiles
-from .weights.load import load_network, meta_networks, network_dtype
+from .weights.load import load_network, meta_networks, network_dtype, some_keys
 
 DECODER_BATCH = 2  # frames; four at once take twice the memory and are 3 % faster on one H200
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's own
@@ -65,23 +66,31 @@ class Pipeline:
     def load(
         cls, weights: WeightFiles, device: str = "auto", dtype: str = "auto", small_decoder: Path | None = None
     ) -> "Pipeline":
-        """`small_decoder` is the folder of an AutoencoderTiny that makes the frames in place of the VAE.
+        """Loads all networks.
 
-        InputError where a file is missing or not what it should be.
+        Args:
+            weights: From `find_weights`.
+            device: "auto", or as PyTorch names it.
+            dtype: "auto", "fp32", "fp16" or "bf16".
+            small_decoder: Folder of an AutoencoderTiny that makes the frames in place of the VAE.
+
+        Raises:
+            InputError: A file is missing or not what it should be, or the device cannot be used.
         """
         target = pick_device(device)
         precision = pick_dtype(dtype, target)
         weights.require()
-        networks: dict[str, Any] = {}
-        for name, network in meta_networks(weights.config).items():
+        networks, config = dict[str, Any](), weights.config
+        for name, network in meta_networks(config).items():
             networks[name] = place(name, load_network(network, weights.paths(name)), target, precision)
-        # Without the option diffusers asks for another package, which would only save it a moment's memory.
-        vae = _load(AutoencoderKL, weights.vae, precision, low_cpu_mem_usage=False)
+        latents = dict(latent_channels=config.unet.latent_channels)
+        vae = _load(AutoencoderKL, weights.vae, precision, latents)
         decoder: VAEDecoder | TinyDecoder = decoder_of(vae)
         if small_decoder is not None:
-            decoder = TinyDecoder(_load(AutoencoderTiny, small_decoder, precision, low_cpu_mem_usage=False))
+            decoder = TinyDecoder(_load(AutoencoderTiny, small_decoder, precision, latents))
         decoder = place("decoder", decoder, target, precision)
-        image_encoder = _load(CLIPVisionModelWithProjection, weights.image_encoder, precision)
+        embeds = dict(projection_dim=config.unet.image_embeds_width)
+        image_encoder = _load(CLIPVisionModelWithProjection, weights.image_encoder, precision, embeds)
         return cls(**networks, vae=vae, decoder=decoder, image_encoder=image_encoder, device=target)
 
     @torch.inference_mode()
@@ -128,9 +137,9 @@ class Pipeline:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Scaled latents (1, 4, F, h, w) -> uint8 (F, H, W, 3)."""
-        return self._start_decoding(latents).result().numpy()
+        return self._start_decoding(latents).result()
 
-    def _start_decoding(self, latents: Tensor) -> PinnedCopy:
+    def _start_decoding(self, latents: Tensor) -> DecodedFrames:
         """On a stream of its own, so that the next window need not wait."""
         if self.decoder_stream is not None:
             self.decoder_stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -138,8 +147,7 @@ class Pipeline:
         with on_stream(self.decoder_stream):
             samples = rearrange(latents / LATENT_SCALE, "1 c f h w -> f c h w").to(self.decoder.get_dtype())
             pixels = torch.cat([self.decoder(part) for part in samples.split(DECODER_BATCH)])
-            pixels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-            return PinnedCopy(rearrange(pixels, "f c h w -> f h w c").contiguous())
+            return DecodedFrames(rearrange(pixels.float() / 2 + 0.5, "f c h w -> f h w c"))
 
     def motions(self, frames: Iterable[np.ndarray | DrivingFrame], hold: bool = True) -> Iterator[Motion]:
         """Extracts the motion of driving frames as they come, see `extract_motions`.
@@ -185,7 +193,17 @@ class Pipeline:
     ) -> Generator[np.ndarray, None, None]:
         """Motion in pieces of any length -> as many animated frames, up to four at a time.
 
-        `neutral` is the driver's motion that counts as normal, one frame; None takes the first.
+        Args:
+            reference: The portrait.
+            motions: Of the driver.
+            steps: Denoising steps a frame, a multiple of 4.
+            seed: Of the noise: any integer, of which the lowest 32 bits count.
+            keyframes: When a frame becomes a keyframe; None is as published.
+            strength: How much of the motion is taken.
+            neutral: The driver's motion that counts as normal, one frame; None takes the first.
+
+        Raises:
+            InputError: A setting makes no sense, or half precision overflowed.
         """
         stream = self.stream(reference, steps, keyframes, strength)
 
@@ -198,7 +216,7 @@ class Pipeline:
             if state is not None:
                 yield from stream.flush(state)
 
-        def decoding() -> Iterator[PinnedCopy]:
+        def decoding() -> Iterator[DecodedFrames]:
             latents = windows()
             while True:
                 with torch.inference_mode():  # around the work alone: a generator must not leave it on between frames
@@ -209,8 +227,7 @@ class Pipeline:
                 if started:
                     yield started
 
-        for frames in one_behind(decoding()):
-            yield frames.numpy()
+        yield from one_behind(decoding())
 
 
 class TinyDecoder(torch.nn.Module):
@@ -265,12 +282,23 @@ def clip_pixels(pixels: Tensor) -> Tensor:
     return (small - mean) / std
 
 
-def _load(model_class, folder, dtype: torch.dtype, **options):
+def _load(model_class, folder, dtype: torch.dtype, expected: dict[str, int]):
+    """A model of diffusers or transformers, with all its weights from the folder and these values in its config."""
+    # diffusers otherwise asks for another package, which would only save it a moment's memory.
+    options = dict(low_cpu_mem_usage=False) if issubclass(model_class, DiffusersModel) else {}
     try:
-        model = model_class.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **options)
+        model, info = model_class.from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True, **options
+        )
+        if info["missing_keys"]:  # which it fills with random numbers
+            raise ValueError(f"it lacks {some_keys(sorted(info['missing_keys']))}")
+        for name, value in expected.items():
+            if (found := getattr(model.config, name)) != value:
+                raise ValueError(f"its {name} is {found} in place of {value}")
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{folder} cannot be loaded as {model_class.__name__} ({reason}): download it again."
+            f"{folder} cannot be loaded as {model_class.__name__} ({reason}): download it again, or give the folder of "
+            "one."
         ) from error
     return model.eval().requires_grad_(False)

@@ -71,10 +71,9 @@ def run(options: argparse.Namespace) -> None:
     with ExitStack() as files:
         driver = files.enter_context(open_driver(options, adjustment))
         frame_rate = driver.result_rate(adjustment)
-        keyframes = KeyframeSettings(
-            options.keyframes, options.keyframe_threshold, round(options.return_every * frame_rate)
+        keyframes = KeyframeSettings.in_seconds(
+            options.keyframes, options.keyframe_threshold, options.return_every, frame_rate
         )
-        keyframes.check()
         video = files.enter_context(
             VideoWriter(
                 output,

@@ -50,7 +50,7 @@ def add_crop_options(parser: argparse.ArgumentParser) -> None:
         "--face",
         default=CHOICES[0],
         metavar="WHICH",
-        help="which of several faces that a detector finds, in the portrait and in the driving video: largest or "
+        help="which of several faces that --detector finds, in the portrait and in the driving video: largest or "
         "centre; or a number, counted from 0 at the left of the portrait, and the largest in the driving video",
     )
     group.add_argument("--refine", action="store_true", help="let the model's keypoints move the detector's box")
@@ -88,6 +88,7 @@ class CropOptions:
 
     def __init__(self, options: argparse.Namespace):
         self._options = options
+        _refuse_idle(options)
         self._picture = read_picture(options.ref_image)
         self._crop: Crop | None = None
         self._back: PasteBack | None = None
@@ -160,6 +161,23 @@ class CropOptions:
             return pixels
         width, height = self.output_size
         return self._back.paste(self._picture, pixels)[:height, :width]
+
+
+def _refuse_idle(options: argparse.Namespace) -> None:
+    """InputError for an option that does nothing without another one, which it names."""
+    finds_face, finding = options.crop == "face" or options.crop_driving, "--crop (without numbers) or --crop-driving"
+    for name, default, has_use, needed in (
+        ("detector", None, finds_face, finding),
+        ("margin", MARGIN, finds_face, finding),
+        ("vertical_offset", VERTICAL_OFFSET, finds_face, finding),
+        ("refine", False, options.crop == "face" and options.detector, "--crop and --detector"),
+        ("face", CHOICES[0], options.detector, "--detector"),
+        ("crop_preview", None, options.crop or options.paste_back, "--crop or --paste-back"),
+        ("feather", FEATHER, options.paste_back, "--paste-back"),
+        ("match_colours", False, options.paste_back, "--paste-back"),
+    ):
+        if getattr(options, name) != default and not has_use:
+            raise InputError(f"--{name.replace('_', '-')} does nothing without {needed}: add that, or leave it out.")
 
 
 def _numbers(text: str) -> tuple[float, float, float]:

@@ -2,14 +2,11 @@
 
 import argparse
 import logging
+import os
+import re
 import sys
+from io import TextIOWrapper
 from pathlib import Path
-
-import torch
-
-from ..errors import InputError
-from . import animate, benchmark, convert, demo, download, info
-from .options import HelpFormatter
 
 log = logging.getLogger(__name__)
 
@@ -17,32 +14,86 @@ WEIGHTS = Path("pretrained_weights")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 bad input (one sentence on standard error), 130 interrupted."""
-    options = _parser().parse_args([_hyphenated(a) for a in (sys.argv[1:] if arguments is None else arguments)])
+    """Runs one command.
+
+    Args:
+        arguments: Those after the program's name; None takes the process's own.
+
+    Returns:
+        The exit code: 0 done, 1 standard output is closed or full, 2 bad input (one sentence on standard error), 130
+        interrupted.
+    """
+    _prepare_console()
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        code = 1
+    except SystemExit as error:  # argparse's
+        code = int(error.code or 0)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: standard output cannot be written ({error.strerror}).", file=sys.stderr)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    import torch  # takes seconds, in which Ctrl-C must end as it does later
+
+    from ..errors import InputError
+
+    options = _parser().parse_args(_prepared(arguments))
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         options.run(options)
-    except InputError as error:
-        log.info("where it came from", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 0
+    except BrokenPipeError:
+        raise
+    except (InputError, OSError) as error:
+        _report(str(error))
     except torch.cuda.OutOfMemoryError as error:
-        log.info("where it came from", exc_info=True)
-        print(f"error: the GPU has too little memory ({error}): use a smaller -W and -H.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+        _report(f"the GPU has too little memory ({error}): use a smaller -W and -H.")
+    return 2
 
 
-def _hyphenated(argument: str) -> str:
-    """The authors' tool writes option names with underscores: both ways are taken."""
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+def _report(error: str) -> None:
+    log.info("where it came from", exc_info=True)
+    print(f"error: {error}", file=sys.stderr)
+
+
+def _prepare_console() -> None:
+    """What a console cannot show, such as Japanese names on a Western one, is escaped; a closed stream swallows all."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 it stays open
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _prepared(arguments: list[str]) -> list[str]:
+    """The arguments as argparse takes them: option names with hyphens (the authors' tool has underscores), and values
+    that begin with a minus joined to their options."""
+    prepared: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if re.match(r"-[\d.]", argument) and prepared and re.fullmatch(r"--[^=]+", prepared[-1]):
+            prepared[-1] += f"={argument}"
+        else:
+            prepared.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
+    return prepared
 
 
 def _parser() -> argparse.ArgumentParser:
+    from . import animate, benchmark, convert, demo, download, info
+    from .options import HelpFormatter
+
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--verbose", action="store_true", help="say more")
     weights = argparse.ArgumentParser(add_help=False)

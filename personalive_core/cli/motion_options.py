@@ -29,9 +29,10 @@ from ..motion.performance import (
     Adjustment,
     Performance,
     Strength,
+    parse_frame_rate,
     retarget_motion,
 )
-from ..sampling.keyframes import KeyframeSettings
+from ..sampling.keyframes import MAX_KEYFRAMES, KeyframeSettings
 
 CLOCK = Fraction(1, 90000)  # seconds: MPEG's own unit of time
 
@@ -71,7 +72,6 @@ def add_motion_options(animate: argparse.ArgumentParser) -> None:
     motion.add_argument("--mirror", action="store_true", help="exchange left and right of the driving video")
     motion.add_argument(
         "--frame-rate",
-        type=Fraction,
         metavar="FPS",
         help=f"frames per second of the result, {MIN_FRAME_RATE} to {MAX_FRAME_RATE}; without it the driver's",
     )
@@ -85,7 +85,11 @@ def add_motion_options(animate: argparse.ArgumentParser) -> None:
 
     long = animate.add_argument_group("long takes", "Against drift.")
     long.add_argument(
-        "--keyframes", type=int, default=KeyframeSettings.limit, metavar="N", help="keyframes to keep at most"
+        "--keyframes",
+        type=int,
+        default=KeyframeSettings.limit,
+        metavar="N",
+        help=f"keyframes to keep at most, up to {MAX_KEYFRAMES}",
     )
     long.add_argument(
         "--keyframe-threshold",
@@ -107,7 +111,9 @@ def adjustment_of(options: argparse.Namespace) -> Adjustment:
     """What the options change about the driver's motion. Raises InputError where one cannot be."""
     if options.max_frames < 0:
         raise InputError(f"--max-frames is {options.max_frames}, but must be 0 (all frames) or more.")
-    for flag in ("mirror", "crop_driving"):
+    if options.back_and_forth and options.loop == 1:
+        raise InputError("--back-and-forth does nothing without --loop: add --loop 2 or more, or leave it out.")
+    for flag in ("mirror", "crop_driving", "no_hold"):
         if options.motion and getattr(options, flag):
             name = flag.replace("_", "-")
             raise InputError(f"--{name} needs the driving video, and --motion has none: use it with --save-motion.")
@@ -119,7 +125,7 @@ def adjustment_of(options: argparse.Namespace) -> Adjustment:
         count=options.max_frames,
         smoothing=options.smoothing,
         neutral=options.neutral,
-        frame_rate=options.frame_rate,
+        frame_rate=None if options.frame_rate is None else parse_frame_rate(options.frame_rate),
         loop=options.loop,
         back_and_forth=options.back_and_forth,
     )

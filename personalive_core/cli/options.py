@@ -20,5 +20,6 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="auto",
         choices=("auto", "fp32", "fp16", "bf16"),
-        help="precision of the networks; auto is fp16 on a GPU and fp32 on a CPU",
+        help="precision of the networks; auto is fp16 on a GPU, but fp32 on a CPU and on GPUs where fp16 is slow or "
+        "overflows",
     )

@@ -45,8 +45,9 @@ class Crop:
     height: int
 
     def __post_init__(self) -> None:
-        outside = self.left >= self.width or self.top >= self.height
-        if outside or self.side < 1 or self.left + self.side <= 0 or self.top + self.side <= 0:
+        meets_x = -self.side < self.left < self.width
+        meets_y = -self.side < self.top < self.height
+        if not (meets_x and meets_y and self.side >= 1):  # also for NaN
             raise InputError(
                 f"the square at {self.left:g}, {self.top:g} of side {self.side:g} lies outside the picture of "
                 f"{self.width} x {self.height} pixels: give one that meets it."

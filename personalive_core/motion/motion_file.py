@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from fractions import Fraction
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .motion import Motion
-from .performance import Performance, Strength
+from .performance import Performance, Strength, parse_frame_rate
 
 FORMAT, VERSION = "personalive motion", 1
 SUFFIX = ".motion.safetensors"
@@ -49,7 +48,7 @@ def save_motion(performance: Performance, path: str | Path) -> None:
         "source": performance.source,
         "strength": json.dumps(asdict(performance.strength)),
     }
-    temporary = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
+    temporary = path.with_name(f".personalive-{uuid4().hex[:8]}")  # short: `path` may have the longest name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
@@ -83,14 +82,14 @@ def load_motion(path: str | Path) -> Performance:
             f"{path} is a motion file of version {version}, and this reads version {VERSION}: update PersonaLive."
         )
     try:
-        rate, source = Fraction(metadata["frame_rate"]), metadata["source"]
+        rate, source = parse_frame_rate(metadata["frame_rate"]), metadata["source"]
         strength = Strength(**json.loads(metadata["strength"]))
         motion = _checked({key: x for key, x in tensors.items() if not key.startswith("neutral.")})
         neutral = {key.removeprefix("neutral."): x for key, x in tensors.items() if key.startswith("neutral.")}
         performance = Performance(motion, rate, source, strength, _checked(neutral) if neutral else None)
         if rate <= 0:
             raise ValueError(f"a frame rate of {rate}")
-    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}): save the motion again.") from error
     strength.check()
     return performance

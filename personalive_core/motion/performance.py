@@ -20,6 +20,8 @@ MAX_STRENGTH = 3.0
 MIN_FRAME_RATE, MAX_FRAME_RATE = 1, 240  # frames per second
 MAX_SMOOTHING = 100.0  # frames
 MAX_LOOP = 10_000
+MAX_INDEX = 10**9  # of a driving frame
+MAX_FRAMES = 1_000_000  # of a loop or at another rate: they all stand in memory, 2.4 KB each
 JITTER = Fraction(2, 1000)  # seconds: containers that count in milliseconds round that much
 
 
@@ -129,6 +131,22 @@ def smooth_pose(motion: Motion, frames: float) -> Motion:
     return replace(motion, pose=pose)
 
 
+def parse_frame_rate(text: str) -> Fraction:
+    """Reads a frame rate such as 25, 29.97 or 30000/1001.
+
+    Raises:
+        InputError: the text is no number, or has an exponent: 1e999999999 would take hours to compute.
+    """
+    try:
+        if len(text) > 50 or "e" in text.lower():
+            raise ValueError
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(
+            f"the frame rate is {text[:50]!r}, but must be a number such as 25, 29.97 or 30000/1001."
+        ) from error
+
+
 def frame_times(frames: int, rate: Fraction) -> list[Fraction]:
     """The times in seconds of so many frames at a constant rate."""
     return [i / rate for i in range(frames)]
@@ -228,8 +246,8 @@ class Adjustment:
         """Raises InputError where a number makes no sense."""
         self.strength.check()
         limits = {
-            "start": (0, math.inf),
-            "count": (0, math.inf),
+            "start": (0, MAX_INDEX),
+            "count": (0, MAX_INDEX),
             "smoothing": (0, MAX_SMOOTHING),
             "neutral": (0, math.inf),
             "frame_rate": (MIN_FRAME_RATE, MAX_FRAME_RATE),
@@ -238,8 +256,9 @@ class Adjustment:
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                allowed = f"{low} or more" if high == math.inf else f"from {low} to {high:g}"
-                raise InputError(f"{name.replace('_', ' ')} is {float(value):g}, but must be {allowed}.")
+                allowed = f"{low} or more" if high == math.inf else f"from {low} to {high:.10g}"
+                given = value if isinstance(value, int) else f"{float(value):g}"
+                raise InputError(f"{name.replace('_', ' ')} is {given}, but must be {allowed}.")
 
     @property
     def keeps_frames(self) -> bool:
@@ -324,11 +343,16 @@ class Performance:
     def _new_times(self, adjustment: Adjustment) -> list[Fraction]:
         """Before looping. A loop is of constant rate, and so is what gets a new one."""
         times, rate = self._trimmed_times(adjustment), adjustment.frame_rate or self.frame_rate
-        is_at_rate = rate == self.frame_rate and (self.times is None or has_constant_rate(times))
-        if is_at_rate or adjustment.keeps_frames:
+        if adjustment.keeps_frames:
             return times
-        duration = times[-1] + 1 / self.frame_rate
-        return frame_times(max(1, round(duration * rate)), rate)
+        frames = max(1, round((times[-1] + 1 / self.frame_rate) * rate))
+        if frames * adjustment.loop > MAX_FRAMES and (rate, adjustment.loop) != (self.frame_rate, 1):
+            raise InputError(
+                f"the result would have {frames * adjustment.loop} frames, and {MAX_FRAMES} are the most: lower loop "
+                "or frame rate."
+            )
+        is_at_rate = rate == self.frame_rate and (self.times is None or has_constant_rate(times))
+        return times if is_at_rate else frame_times(frames, rate)
 
     def at_constant_rate(self) -> "Performance":
         """The same at `frame_rate`, interpolated where its own rate varies."""

@@ -8,8 +8,11 @@ from dataclasses import is_dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ..errors import InputError
 
 Result = TypeVar("Result", covariant=True)
 
@@ -22,7 +25,8 @@ class Started(Protocol[Result]):
 
 
 class PinnedCopy:
-    """A copy from a GPU to pinned memory, started on the current stream. A tensor on the CPU stays as it is."""
+    """A copy from a GPU to the CPU, from CUDA to pinned memory and started on the current stream. A tensor on the CPU
+    stays as it is."""
 
     def __init__(self, x: Tensor):
         self._event = None
@@ -31,13 +35,40 @@ class PinnedCopy:
             self._copy.copy_(x, non_blocking=True)
             self._event = torch.cuda.current_stream(x.device).record_event()
         else:
-            self._copy = x
+            self._copy = x.cpu()
 
     def result(self) -> Tensor:
         """Waits until the copy is complete, and returns it."""
         if self._event is not None:
             self._event.synchronize()
         return self._copy
+
+
+class DecodedFrames:
+    """Decoded frames on their way to the CPU, as bytes.
+
+    Args:
+        frames: (F, H, W, 3), in [0, 1] but for what is to be clamped.
+    """
+
+    def __init__(self, frames: Tensor):
+        self._is_finite = PinnedCopy(frames.isfinite().all())  # goes along, so that the GPU is not waited for
+        self._pictures = PinnedCopy((frames.float().clamp(0, 1) * 255).round().byte().contiguous())
+
+    def result(self) -> np.ndarray:
+        """Waits until the copy is complete.
+
+        Returns:
+            uint8 (F, H, W, 3).
+
+        Raises:
+            InputError: A number is not finite, because half precision overflowed.
+        """
+        if not self._is_finite.result():
+            raise InputError(
+                "the decoded video holds numbers that are not finite (NaN): choose another precision, bf16 or fp32."
+            )
+        return self._pictures.result().numpy()
 
 
 def one_behind(started: Iterable[Started[Result]]) -> Iterator[Result]:

@@ -1,6 +1,8 @@
 """Historical keyframes: a generated frame whose motion is new becomes one more reference."""
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from ..config import CHUNK
 from ..errors import InputError
 
+MAX_KEYFRAMES = 16
 FIRST_WINDOW = 9  # counted from 0; frames of earlier windows are neither compared nor banked
 
 
@@ -16,7 +19,7 @@ class KeyframeSettings:
     """When a frame becomes a keyframe. The defaults are the published values.
 
     Args:
-        limit: The most keyframes at a time.
+        limit: The most keyframes at a time, up to 16.
         threshold: A keyframe's motion tokens must be farther than this from all banked ones, in L2 distance.
         return_every: For long takes: after this many driving frames all keyframes are dropped, the portrait becomes the
             first, and only its motion stays banked. 0 is never, as published.
@@ -26,17 +29,31 @@ class KeyframeSettings:
     threshold: float = 17.0
     return_every: int = 0
 
+    @classmethod
+    def in_seconds(cls, limit: int, threshold: float, return_every: float, frame_rate: Fraction) -> "KeyframeSettings":
+        """The settings with `return_every` in seconds at `frame_rate`.
+
+        Raises:
+            InputError: A setting makes no sense.
+        """
+        if not 0 <= return_every < math.inf:
+            raise InputError(f"return every is {return_every:g} seconds, but must be 0 (never) or more.")
+        settings = cls(limit, threshold, max(1, round(return_every * frame_rate)) if return_every else 0)
+        settings.check()
+        return settings
+
     def check(self) -> None:
         """Checks the settings.
 
         Raises:
             InputError: A setting makes no sense.
         """
-        if self.limit < 0 or self.threshold < 0 or self.return_every < 0:
-            raise InputError(
-                f"{self.limit} keyframes, a threshold of {self.threshold:g} and a return every {self.return_every} "
-                "frames: none of them may be below 0."
-            )
+        if not 0 <= self.limit <= MAX_KEYFRAMES:
+            raise InputError(f"the limit is {self.limit} keyframes, but must be from 0 to {MAX_KEYFRAMES}.")
+        if not 0 <= self.threshold < math.inf:
+            raise InputError(f"the keyframe threshold is {self.threshold:g}, but must be 0 or more.")
+        if self.return_every < 0:
+            raise InputError(f"return every is {self.return_every} frames, but must be 0 (never) or more.")
         if self.return_every and not self.limit:
             raise InputError("to return to the portrait as a keyframe takes at least 1 keyframe, and the limit is 0.")
 

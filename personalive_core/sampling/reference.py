@@ -25,7 +25,7 @@ def check_size(width: int, height: int) -> None:
     """
     for side, value in (("width", width), ("height", height)):
         if not MIN_SIDE <= value <= MAX_SIDE or value % PIXELS_PER_LATENT:
-            nearest = min(max(MIN_SIDE, round(value / PIXELS_PER_LATENT) * PIXELS_PER_LATENT), MAX_SIDE)
+            nearest = round(min(max(MIN_SIDE, value), MAX_SIDE) / PIXELS_PER_LATENT) * PIXELS_PER_LATENT
             raise InputError(
                 f"{side} is {value}, but must be a multiple of {PIXELS_PER_LATENT} from {MIN_SIDE} to {MAX_SIDE}: "
                 f"try {nearest}."

@@ -46,17 +46,19 @@ class Schedule:
     the clean picture (alpha-bar 1).
 
     Args:
-        steps: Denoising steps per frame, a multiple of 4.
+        steps: Denoising steps per frame, a multiple of 4 up to 1000.
 
     Raises:
-        InputError: `steps` is below 4 or no multiple of 4.
+        InputError: `steps` is another number.
     """
 
     steps: int = 4
 
     def __post_init__(self) -> None:
-        if self.steps < 4 or self.steps % 4:
-            raise InputError(f"steps is {self.steps}, but must be a multiple of 4: try 4, 8 or 12.")
+        if not 4 <= self.steps <= TRAINING_STEPS or self.steps % 4:
+            raise InputError(
+                f"steps is {self.steps}, but must be a multiple of 4 up to {TRAINING_STEPS}: try 4, 8 or 12."
+            )
 
     @property
     def passes(self) -> int:

@@ -118,10 +118,10 @@ class Stream:
 
         Args:
             first: Motion whose first frame is the first driving frame.
-            seed: Of the noise.
+            seed: Of the noise: any integer, of which PyTorch's generator uses the lowest 32 bits.
             neutral: The driver's motion that counts as normal, one frame; None takes that of `first`, as published.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed % 2**64)
         neutral = first[:1] if neutral is None else neutral
         recent = first[:0]
         first = retarget_motion(self.motion, first[:1], neutral, self.strength)

@@ -51,7 +51,9 @@ class HubFile:
     @property
     def address(self) -> str:
         """Where to fetch it; HF_ENDPOINT names another hub, as it does for the hub's own tools."""
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
+        if "://" not in endpoint:
+            endpoint = f"https://{endpoint}"
         return f"{endpoint}/{self.repo}/resolve/{REVISIONS[self.repo]}/{self.path}"
 
 

@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -20,12 +20,10 @@ from ..networks.reference_unet import ReferenceUNet
 
 _log = logging.getLogger(__name__)
 
-_COMPUTED = {
-    "pe",
-    "idx_tensor",
-    "num_batches_tracked",
-}  # buffers that are made anew, whether a checkpoint has them or not
-_UNUSED = "detector.fc_exp."  # expression head of the motion extractor: trained, published, not used by the model
+# Buffers that are made anew, whether a checkpoint has them or not.
+_COMPUTED = {"pe", "idx_tensor", "num_batches_tracked"}
+# Checkpoints that the authors' tool loads loosely: they may hold weights that the model has no use for.
+_LOOSE = {"denoising_unet", "temporal_module", "motion_extractor"}
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -33,7 +31,11 @@ Network = TypeVar("Network", bound=nn.Module)
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.pth` or `.safetensors` file, mapped (read when used) where the format allows it, on the CPU.
 
-    Code in a pickle is refused, never run. InputError: not there, empty, truncated, no checkpoint, code in it.
+    A `state_dict` around them and a `module.` before each name, which training tools add, are taken off. Code in a
+    pickle is refused, never run.
+
+    Raises:
+        InputError: The file is not there, empty, truncated, no checkpoint, or has code in it.
     """
     if not path.is_file():
         raise InputError(f"{path} is not a file: run `python -m personalive_core download`.")
@@ -45,11 +47,13 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read ({error}).") from error
     if head.startswith(b"version https://git-"):
         raise InputError(f"{path} ({size} bytes) only points to a file kept by git-lfs: download the file itself.")
+    checkpoint: Any
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        zipped = head.startswith(b"PK")  # only this form of `torch.save` can be mapped
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            checkpoint = load_file(path)
+        else:
+            zipped = head.startswith(b"PK")  # only this form of `torch.save` can be mapped
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can raise anything; PyTorch's words advise to load it unsafely
@@ -61,24 +65,34 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path} ({size} bytes) is truncated or no checkpoint (nothing in it was run): download it again."
         ) from error
-    if not isinstance(checkpoint, dict) or not all(isinstance(value, Tensor) for value in checkpoint.values()):
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), dict):
+        checkpoint = checkpoint["state_dict"]
+    if not isinstance(checkpoint, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in checkpoint.items()
+    ):
         raise InputError(f"{path} ({size} bytes) does not hold names and tensors alone: download it again.")
-    return checkpoint
+    prefix = "module." if all(key.startswith("module.") for key in checkpoint) else ""
+    return {key.removeprefix(prefix): value for key, value in checkpoint.items()}
 
 
 def checked_state_dict(network: nn.Module, paths: Sequence[Path]) -> dict[str, Tensor]:
     """What `network` (best on the meta device) loads strictly from its checkpoints, on the CPU in the files' types.
 
-    Merges the files; leaves out buffers that are computed and weights the model has no use for; starts the batch
-    counters of batch norms at 0. InputError names file and keys: missing, unknown, in two files, of another shape or
-    not floating point. Of two paths the first is the 2D UNet with motion modules, the second the temporal modules.
+    Merges the files; leaves out buffers that are computed; starts the batch counters of batch norms at 0. Like the
+    authors' tool, it passes over unknown keys of the denoising UNet, the temporal module and the motion extractor (the
+    log names them).
+
+    Args:
+        network: Says which keys and shapes there are.
+        paths: Its checkpoints. Of two, the second holds the temporal modules; a key in both is taken from the second.
+
+    Raises:
+        InputError: Keys are missing, unknown, of another shape or not floating point; it names them and their file.
     """
     expected = network.state_dict()
     merged, origin = {}, {}
     for path in paths:
         for key, value in _used(path, load_checkpoint(path), expected).items():
-            if key in merged:
-                raise InputError(f"{key} is both in {origin[key]} and in {path}: download both again.")
             merged[key], origin[key] = value, path
     counters = {key: torch.zeros_like(value, device="cpu") for key, value in expected.items() if is_computed(key)}
     problems = []
@@ -103,7 +117,7 @@ def checked_state_dict(network: nn.Module, paths: Sequence[Path]) -> dict[str, T
             ("is not floating point at", integer),
         ):
             if keys:
-                problems.append(f"{path} {what} {_some(keys)}")
+                problems.append(f"{path} {what} {some_keys(keys)}")
     if problems:
         raise InputError(
             f"{'; '.join(problems)}: this is not the published {type(network).__name__}, download it again."
@@ -116,16 +130,16 @@ def is_computed(key: str) -> bool:
 
 
 def _used(path: Path, checkpoint: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    used = {k: v for k, v in checkpoint.items() if not is_computed(k) and not k.startswith(_UNUSED)}
-    if path.stem == "motion_extractor":  # published with heads of its training that the model has no use for
-        extra = [key for key in used if key not in expected]
-        if extra:
-            _log.info("%s: not used: %s", path, _some(extra))
+    used = {key: value for key, value in checkpoint.items() if not is_computed(key)}
+    unknown = [key for key in used if key not in expected]
+    if path.stem in _LOOSE and unknown:
+        _log.info("%s: not used: %s", path, some_keys(unknown))
         used = {key: value for key, value in used.items() if key in expected}
     return used
 
 
-def _some(keys: Sequence[str]) -> str:
+def some_keys(keys: Sequence[str]) -> str:
+    """The first five, and how many more there are."""
     more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
     return ", ".join(keys[:5]) + more
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from personalive_core.errors import InputError
-from personalive_core.motion.motion_file import load_motion, save_motion
+from personalive_core.motion.motion_file import SUFFIX, load_motion, save_motion
 from personalive_core.motion.performance import Performance, Strength
 
 RATE = Fraction(30000, 1001)
@@ -69,6 +69,7 @@ def test_bad_files_are_named(file, tmp_path):
         ({}, {"version": "2"}, "of version 2, and this reads version 1: update PersonaLive"),
         ({}, {"frame_rate": "1/0"}, "is damaged"),
         ({}, {"frame_rate": "0"}, "a frame rate of 0"),
+        ({}, {"frame_rate": "1e999999999"}, "frame rate is '1e999999999'"),
         ({}, {"strength": "{}x"}, "is damaged"),
         ({}, {"strength": strength}, "expression is 99"),
         ({"tokens": torch.zeros(50, 32, 8)}, {}, r"tokens is \(50, 32, 8\) in place of \(50, 32, 16\)"),
@@ -81,6 +82,12 @@ def test_bad_files_are_named(file, tmp_path):
         resave(file, tensors, **metadata)
         with pytest.raises(InputError, match=words):
             load_motion(file)
+
+
+def test_a_name_may_be_as_long_as_a_name_can_be(file, tmp_path):
+    path = tmp_path / ("n" * (255 - len(SUFFIX)) + SUFFIX)
+    save_motion(load_motion(file), path)
+    assert len(load_motion(path).motion) == 50
 
 
 def test_what_cannot_be_written_leaves_nothing(file, tmp_path):

@@ -223,7 +223,7 @@ def test_a_second_adjustment_acts_on_what_the_first_one_made():
         ({"smoothing": float("nan")}, "smoothing is nan, but must be from 0 to 100"),
         ({"frame_rate": Fraction(1, 2)}, "frame rate is 0.5, but must be from 1 to 240"),
         ({"loop": 0}, "loop is 0, but must be from 1 to 10000"),
-        ({"start": -1}, "start is -1, but must be 0 or more"),
+        ({"start": -1}, "start is -1, but must be from 0 to 1000000000"),
     ],
 )
 def test_a_number_that_makes_no_sense_is_named(setting, words):
@@ -284,3 +284,15 @@ def test_keeping_motion_keeps_no_room_of_pictures():
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 700  # megabytes
+
+
+@pytest.mark.parametrize(
+    "rate, adjustment, frames",
+    [
+        (Fraction(25), Adjustment(loop=10_000), 2_000_000),
+        (Fraction(1, 1000), Adjustment(frame_rate=Fraction(240)), 48_000_000),
+    ],
+)
+def test_a_result_that_memory_cannot_hold_is_refused(rate, adjustment, frames):
+    with pytest.raises(InputError, match=f"would have {frames} frames"):
+        Performance(motion_of("driver", 200), rate).adjusted(adjustment)

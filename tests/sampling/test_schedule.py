@@ -33,7 +33,7 @@ def test_twelve_steps_are_three_passes_that_join_from_window_to_window():
     assert before[-1] == 999
 
 
-@pytest.mark.parametrize("steps", [0, 5, -4])
+@pytest.mark.parametrize("steps", [0, 5, -4, 1004, 10**12])
 def test_other_step_counts_are_refused(steps: int):
     with pytest.raises(InputError, match=f"steps is {steps}"):
         Schedule(steps)

@@ -168,3 +168,10 @@ def test_the_portrait_returns_as_a_keyframe():
 def test_a_return_without_keyframes_is_refused():
     with pytest.raises(InputError, match="at least 1 keyframe"):
         small_stream(limit=0, return_every=25)
+
+
+def test_any_integer_is_a_seed():
+    stream, motion = small_stream(), motion_of(normal("driving", 1, 32, 16))
+    first, same, negative, lowest = (stream.start(motion, seed).latents for seed in (7, 7 + 2**70, -1, 2**32 - 1))
+    assert torch.equal(first, same) and torch.equal(negative, lowest)
+    assert not torch.equal(first, negative)
