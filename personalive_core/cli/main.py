@@ -4,7 +4,11 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -44,11 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    import torch  # takes seconds, in which Ctrl-C must end as it does later
+    with _interrupted_at_once():
+        import torch  # takes seconds
 
-    from ..errors import InputError
+        from ..errors import InputError
 
-    options = _parser().parse_args(_prepared(arguments))
+        parser = _parser()
+    options = parser.parse_args(_prepared(arguments))
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         options.run(options)
@@ -60,6 +66,25 @@ def _run(arguments: list[str]) -> int:
     except torch.cuda.OutOfMemoryError as error:
         _report(f"the GPU has too little memory ({error}): use a smaller -W and -H.")
     return 2
+
+
+@contextmanager
+def _interrupted_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process, as PyTorch may swallow the exception while it is imported."""
+
+    def leave(*_) -> None:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _report(error: str) -> None:
