@@ -128,11 +128,8 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: I;16, or I in older Pillow, which convert() would clip
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    alpha = None
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-    colours = image if image.mode in ("L", "CMYK") else image.convert("RGB")
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    colours = image.convert({"L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB"))
     rgb = (profile and _by_profile(colours, profile, path)) or colours.convert("RGB")
     if alpha is not None:
         rgb.putalpha(alpha)

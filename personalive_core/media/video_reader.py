@@ -21,7 +21,7 @@ from .filters import TOLERANT, conversion_graph, display_time
 from .pictures import check_exists, fit_picture, read_animation, read_picture
 
 DEFAULT_FRAME_RATE = Fraction(25)  # frames per second of single pictures and of files that do not tell
-FASTEST = 240  # frames per second that are believed where the frames' times do not tell
+FASTEST = 240  # frames per second; faster rates are not believed, since WebM without a rate reads as 1000
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 UNSPECIFIED_MATRIX = 2
 LARGEST = 1 << 26  # pixels of a frame: 8192 x 8192
@@ -199,26 +199,27 @@ class VideoReader:
         """Average frames per second and number of frames: as declared, or from the packets, which are not decoded,
         where the file does not declare them or an edit list changes them."""
         rate = stream.average_rate or stream.guessed_rate
-        if rate and rate <= FASTEST and stream.frames and stream.duration:
+        if rate and rate > FASTEST:
+            rate = None
+        if rate and stream.frames and stream.duration:
             declared = stream.frames / rate
             if abs(declared - stream.duration * stream.time_base) <= 2 / rate:
                 return rate, stream.frames
-        with self._open_file() as container:
-            packets = container.demux(container.streams.video[0])
+        with self._open_file() as container, suppress(av.FFmpegError):
             stamps, count = set[int](), 0
-            with suppress(av.FFmpegError):
-                for packet in packets:
-                    if packet.size and not packet.is_discard:
-                        count += 1
-                        if (stamp := display_time(packet, container)) is not None:
-                            stamps.add(stamp)
+            for packet in container.demux(container.streams.video[0]):
+                if packet.size and not packet.is_discard:
+                    count += 1
+                    if (stamp := display_time(packet, container)) is not None:
+                        stamps.add(stamp)
         if len(stamps) > 1:
-            measured = (len(stamps) - 1) / ((max(stamps) - min(stamps)) * stream.time_base)
+            span = (max(stamps) - min(stamps)) * stream.time_base
+            if rate and "mpeg" in stream.container.format.name:  # where a packet may hold a single field
+                return rate, round(span * rate) + 1
+            measured = (len(stamps) - 1) / span
             # Not to be exact, for containers round times, and codecs have packets that show nothing.
             if not rate or abs(measured / rate - 1) > Fraction(1, 10):
-                rate = measured.limit_denominator(1001) or None  # 0 where damaged times lie hours apart
-        elif rate and rate > FASTEST:
-            rate = None
+                rate = measured.limit_denominator(1001)  # 0 where damaged times lie hours apart
         return rate or DEFAULT_FRAME_RATE, count
 
     def _packets(self, container: av.container.InputContainer) -> Iterator[av.Packet | None]:

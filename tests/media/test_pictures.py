@@ -134,34 +134,46 @@ def test_odd_exif_is_read_as_far_as_it_goes(tmp_path, data, is_turned):
         assert upright[:16].min() > 200 and upright[24:].max() < 50
 
 
-def wide_profile():
-    """A matrix profile with the primaries of Display P3 and a curve of 2.2, by hand."""
-
-    def tag(name, data):
-        return name, data + bytes(-len(data) % 4)
-
-    def xyz(*values):
-        return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(65536 * x) for x in values))
-
-    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256))
-    text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"wide\0" + bytes(78)
+def icc_profile(kind, tags):
+    """An ICC profile of version 2, from "class, colours, connection space" and its tags."""
     tags = [
-        tag(b"desc", text),
-        tag(b"wtpt", xyz(0.9642, 1, 0.8249)),
-        tag(b"rXYZ", xyz(0.5151, 0.2412, -0.0011)),
-        tag(b"gXYZ", xyz(0.2920, 0.6922, 0.0419)),
-        tag(b"bXYZ", xyz(0.1571, 0.0666, 0.7841)),
-        *(tag(name, curve) for name in (b"rTRC", b"gTRC", b"bTRC")),
+        (b"desc", b"desc\x00\x00\x00\x00" + struct.pack(">I", 5) + b"made\x00" + bytes(78)),
+        (b"wtpt", xyz(0.9642, 1, 0.8249)),
+        *tags,
     ]
-    table, at = b"", 132 + 12 * len(tags)
+    table, body, at = b"", b"", 132 + 12 * len(tags)
     for name, data in tags:
-        table += name + struct.pack(">II", at, len(data))
-        at += len(data)
+        table += name + struct.pack(">II", at + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
     header = bytearray(128)
-    header[0:4], header[8:12] = struct.pack(">I", at), b"\x02\x10\0\0"
-    header[12:24], header[36:40] = b"mntrRGB XYZ ", b"acsp"
+    header[0:4], header[8:12] = struct.pack(">I", at + len(body)), b"\x02\x10\0\0"
+    header[12:24], header[36:40] = kind, b"acsp"
     header[68:80] = struct.pack(">3i", 63190, 65536, 54061)
-    return bytes(header) + struct.pack(">I", len(tags)) + table + b"".join(data for _, data in tags)
+    return bytes(header) + struct.pack(">I", len(tags)) + table + body
+
+
+def xyz(*values):
+    return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(65536 * x) for x in values))
+
+
+GAMMA = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256))
+
+
+def wide_profile():
+    """The primaries of Display P3 with a curve of 2.2."""
+    colours = [(b"rXYZ", xyz(0.5151, 0.2412, -0.0011)), (b"gXYZ", xyz(0.2920, 0.6922, 0.0419))]
+    colours += [(b"bXYZ", xyz(0.1571, 0.0666, 0.7841))]
+    return icc_profile(b"mntrRGB XYZ ", colours + [(name, GAMMA) for name in (b"rTRC", b"gTRC", b"bTRC")])
+
+
+def ink_profile(cyan):
+    """A CMYK profile by which white paper is white, pure cyan has this L* and no colour, and all else is black."""
+    line = bytes(range(256))
+    grid = np.tile(np.array([0, 128, 128], np.uint8), (2, 2, 2, 2, 1))  # L*, a*, b*
+    grid[0, 0, 0, 0, 0], grid[1, 0, 0, 0, 0] = 255, round(2.55 * cyan)
+    identity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + identity + 4 * line + grid.tobytes() + 3 * line
+    return icc_profile(b"prtrCMYKLab ", [(b"A2B0", table)])
 
 
 def test_a_colour_profile_is_converted_to_srgb(tmp_path):
@@ -185,12 +197,21 @@ def test_a_colour_profile_is_converted_to_srgb(tmp_path):
             assert np.abs(picture - expected).max() <= 2 and np.abs(picture - pixels.astype(float)).max() > 10
 
 
+def test_a_profile_of_inks_or_of_grey_is_converted_to_srgb(tmp_path):
+    Image.new("CMYK", (40, 40), (255, 0, 0, 0)).save(tmp_path / "cyan.jpg", quality=100, icc_profile=ink_profile(50))
+    assert np.abs(read_picture(tmp_path / "cyan.jpg") - 119.0).max() <= 3  # L* = 50
+    grey = icc_profile(b"mntrGRAYXYZ ", [(b"kTRC", GAMMA)])
+    for mode in "L", "LA":
+        Image.new("L", (40, 40), 30).convert(mode).save(tmp_path / "grey.png", icc_profile=grey)
+        assert np.abs(read_picture(tmp_path / "grey.png") - 23.8).max() <= 1  # darker than by the curve of sRGB
+
+
 def test_srgb_itself_and_profiles_that_do_not_fit_change_nothing(tmp_path, caplog):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8)
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(pixels).save(tmp_path / "srgb.png", icc_profile=srgb)
     assert np.array_equal(read_picture(tmp_path / "srgb.png"), pixels) and not caplog.text
-    for profile in b"broken", srgb[:200], wide_profile().replace(b"RGB XYZ", b"GRAYXYZ"):
+    for profile in b"broken", srgb[:200], ink_profile(50):
         caplog.clear()
         Image.fromarray(pixels).save(tmp_path / "odd.png", icc_profile=profile)
         assert np.array_equal(read_picture(tmp_path / "odd.png"), pixels)

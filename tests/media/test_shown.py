@@ -16,7 +16,7 @@ from personalive_core.media.video_reader import VideoReader
 def remux(source, target, video=0.0, audio=0.0):
     """The same packets, the times of the streams changed by so many seconds; what is then before 0 is hidden."""
     with av.open(str(source)) as container, av.open(str(target), "w") as output:
-        streams = {x.index: output.add_stream_from_template(x) for x in container.streams}
+        streams = {x.index: output.add_stream_from_template(x, opaque=True) for x in container.streams}
         for packet in container.demux():
             if packet.size:
                 shift = round((video if packet.stream.type == "video" else audio) / packet.time_base)
