@@ -39,7 +39,8 @@ def _open(path: Path) -> av.container.InputContainer | None:
 def _video_start(path: Path, audio: av.AudioStream) -> Fraction:
     """Seconds, on the clock of the sound, of the first frame that VideoReader gives."""
     with av.open(str(path.absolute()), **TOLERANT) as container, suppress(av.FFmpegError):
-        for packet in container.demux(container.streams.video[0]) if container.streams.video else ():
+        streams = [stream for stream in container.streams.video[:1] if stream.codec_context]
+        for packet in container.demux(streams[0]) if streams else ():
             # AVI: see display_time. Elsewhere the first packets may be hidden by an edit list, which the decoder knows.
             for item in [packet] if container.format.name == "avi" else _decoded(packet):
                 if (stamp := display_time(item, container)) is not None:
@@ -204,7 +205,7 @@ class AudioCopier:
         self._next = None
 
     def _copied(self) -> Iterator[av.Packet]:
-        before = None  # codecs that overlap need one packet that is not played
+        before = None  # the packet before what is played, which codecs that overlap need
         for packet in _packets(self._source, self._input):
             time = packet.dts if packet.pts is None else packet.pts
             if time is None:
@@ -214,9 +215,9 @@ class AudioCopier:
             if packet.is_discard or packet.pts + (packet.duration or 0) <= 0 > packet.pts:
                 before = packet
                 continue
-            if before:
+            if before and before.pts + 2 * (before.duration or 0) >= packet.pts:
                 yield before
-                before = None
+            before = None
             yield packet
 
     def _encoded(self) -> Iterator[av.Packet]:

@@ -86,15 +86,21 @@ def read_animation(path: str | Path) -> Iterator[tuple[np.ndarray, int]]:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings of odd EXIF, and of pictures from half the size on that it refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def _open(path: str | Path) -> Iterator[Image.Image]:
     """The picture; what fails while it is open becomes an InputError."""
     check_exists(path, "picture")
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder; give the path of a picture.")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from half the size on that it refuses.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _quiet():
             image = Image.open(path)
         with image:
             yield image
@@ -118,7 +124,8 @@ def _to_pixels(image: Image.Image, path: str | Path) -> np.ndarray:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        with _quiet():
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
         return 1
 

@@ -185,6 +185,9 @@ class VideoReader:
         if not streams or streams[0].codec_context is None:
             raise InputError(f"{self.path} has no video in it that can be read; give a video file, a GIF or a picture.")
         stream = streams[0]
+        if stream.width * stream.height > LARGEST:
+            size = f"{stream.width} x {stream.height} pixels"
+            raise InputError(f"{self.path} is {size}, and more than {LARGEST} are not read: make it smaller first.")
         rate, count = self._rate_and_count(stream)
         stream.codec_context.options = {"max_pixels": str(LARGEST)}
         self._frames = self._convert(stream, self._decode(container, rate))

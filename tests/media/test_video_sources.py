@@ -157,6 +157,13 @@ def test_bad_pictures_are_left_out_and_named_and_hidden_ones_passed_over(tmp_pat
     ]
 
 
+def test_absurdly_large_frames(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "a.mp4", [Fraction(0)])
+    monkeypatch.setattr("personalive_core.media.video_reader.LARGEST", 3000)
+    with pytest.raises(InputError, match="64 x 48 pixels, and more than 3000"):
+        VideoReader(path)
+
+
 def test_names_that_cannot_be_files(tmp_path):
     for url in "https://x.example/a.mp4", Path("https://x.example/a.mp4"), "rtsp://x.example/a":
         with pytest.raises(InputError, match="URLs are not supported: download it first"):
