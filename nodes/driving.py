@@ -1,5 +1,6 @@
 """Driving pictures from whatever the host hands over, in pieces."""
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from torch import Tensor
 from ..personalive_core.media.audio import read_audio, trim_audio
 from ..personalive_core.media.video_reader import DEFAULT_FRAME_RATE, Frame, VideoReader
 from . import compat, convert
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,6 +57,8 @@ def open_driving(driving, image_rate: float = 0.0) -> Iterator[Driving]:
     elif isinstance(driving, InputImpl.VideoFromFile):
         with _path_of(driving) as path, VideoReader(path) as reader:
             yield _from_reader(reader, path, *compat.trim_window(driving))
+            if reader.problem:
+                log.warning("%s", reader.problem)
     else:
         parts = driving.get_components()
         yield replace(_from_images(parts.images, Fraction(parts.frame_rate)), name="video", audio=parts.audio)
@@ -77,10 +82,9 @@ def _from_reader(reader: VideoReader, path: Path, trim_start: float, trim_length
     frames = (Frame(frame.pixels, frame.time - begin) for frame in reader if frame.time >= begin)
     if length is not None:
         frames = takewhile(lambda frame: frame.time < length, frames)
-    metadata, expected = reader.metadata, None
-    if metadata.frame_count is not None:
-        rest = metadata.frame_count / metadata.frame_rate - begin
-        expected = max(1, round((rest if length is None else min(rest, length)) * metadata.frame_rate))
+    metadata = reader.metadata
+    rest = metadata.frame_count / metadata.frame_rate - begin
+    expected = max(1, round((rest if length is None else min(rest, length)) * metadata.frame_rate))
     sound = path if metadata.has_audio else None
     return Driving(frames, metadata.frame_rate, expected, reader.path.name, sound, begin)
 

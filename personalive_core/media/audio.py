@@ -3,6 +3,7 @@
 import logging
 import wave
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,22 @@ def _open(path: Path) -> av.container.InputContainer | None:
 
 
 def _video_start(path: Path, audio: av.AudioStream) -> Fraction:
-    """Seconds, on the clock of the sound, of the first frame that VideoReader gives. The packets of a second, plain
-    opening tell it: they count from what an edit list shows, and those before it are negative."""
-    with av.open(str(path.absolute()), **TOLERANT) as container:
-        if container.streams.video:
-            for packet in container.demux(container.streams.video[0]):
-                stamp = display_time(packet, container)
-                if packet.is_keyframe and stamp is not None:
+    """Seconds, on the clock of the sound, of the first frame that VideoReader gives."""
+    with av.open(str(path.absolute()), **TOLERANT) as container, suppress(av.FFmpegError):
+        streams = [stream for stream in container.streams.video[:1] if stream.codec_context]
+        for packet in container.demux(streams[0]) if streams else ():
+            # AVI: see display_time. Elsewhere the first packets may be hidden by an edit list, which the decoder knows.
+            for item in [packet] if container.format.name == "avi" else _decoded(packet):
+                if (stamp := display_time(item, container)) is not None:
                     return stamp * packet.time_base
     return (audio.start_time or 0) * audio.time_base
+
+
+def _decoded(packet: av.Packet) -> list[av.VideoFrame]:
+    try:
+        return packet.decode()
+    except av.FFmpegError:
+        return []
 
 
 def _packets(path: Path, container: av.container.InputContainer) -> Iterator[av.Packet]:
@@ -197,15 +205,20 @@ class AudioCopier:
         self._next = None
 
     def _copied(self) -> Iterator[av.Packet]:
+        before = None  # the packet before what is played, which codecs that overlap need
         for packet in _packets(self._source, self._input):
             time = packet.dts if packet.pts is None else packet.pts
             if time is None:
                 continue
             packet.pts = packet.dts = time - round(self._start / packet.time_base)
-            # One packet more than is played: codecs that overlap need it, and the edit list hides it.
-            if packet.pts + 2 * (packet.duration or 0) > 0 or packet.pts >= 0:
-                packet.stream = self._target
-                yield packet
+            packet.stream = self._target
+            if packet.is_discard or packet.pts + (packet.duration or 0) <= 0 > packet.pts:
+                before = packet
+                continue
+            if before and before.pts + 2 * (before.duration or 0) >= packet.pts:
+                yield before
+            before = None
+            yield packet
 
     def _encoded(self) -> Iterator[av.Packet]:
         for frame in _frames(self._source, self._input):

@@ -11,7 +11,9 @@ SCALING = "flags=bicubic+accurate_rnd+full_chroma_int"
 TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
-def conversion_graph(frame: av.VideoFrame, scale: str, pixel_format: str, transfer: int = 0) -> av.filter.Graph:
+def conversion_graph(
+    frame: av.VideoFrame, scale: str, pixel_format: str, transfer: int = 0, *, deinterlace: bool = False
+) -> av.filter.Graph:
     """Make FFmpeg's scale filter for frames of one kind, with a tone map for HDR. `VideoFrame.reformat` will not do:
     its options mean different things in different PyAV versions.
 
@@ -20,6 +22,7 @@ def conversion_graph(frame: av.VideoFrame, scale: str, pixel_format: str, transf
         scale: Options of the scale filter: "width:height" or "name=value", with colons between them.
         pixel_format: Of the result.
         transfer: Transfer curve of the input by its number in H.273; PQ and HLG are tone-mapped.
+        deinterlace: Deinterlace the frames that are marked as interlaced. Each then comes out after the next goes in.
 
     Returns:
         The graph, to push frames into and pull frames from.
@@ -30,7 +33,8 @@ def conversion_graph(frame: av.VideoFrame, scale: str, pixel_format: str, transf
         f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1"
         f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
     )
-    nodes = [graph.add("scale", f"{scale}:{SCALING}")]
+    nodes = [graph.add("bwdif", "mode=send_frame:deint=interlaced")] if deinterlace else []
+    nodes.append(graph.add("scale", f"{scale}:{SCALING}"))
     if transfer in (PQ, HLG):
         nodes += [graph.add("format", "rgb48le"), add_tone_map(graph, transfer)]
     nodes += [graph.add("format", pixel_format), graph.add("buffersink")]

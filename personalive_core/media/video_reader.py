@@ -1,8 +1,9 @@
 """Read video with PyAV, frame by frame: memory does not grow with the length."""
 
 import re
+from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -13,14 +14,17 @@ import av
 import av.filter
 import numpy as np
 from av.sidedata.sidedata import Type
+from PIL import Image
 
 from ..errors import InputError
 from .filters import TOLERANT, conversion_graph, display_time
-from .pictures import fit_picture, read_picture
+from .pictures import check_exists, fit_picture, read_animation, read_picture
 
 DEFAULT_FRAME_RATE = Fraction(25)  # frames per second of single pictures and of files that do not tell
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FASTEST = 240  # frames per second; faster rates are not believed, since WebM without a rate reads as 1000
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 UNSPECIFIED_MATRIX = 2
+LARGEST = 1 << 26  # pixels of a frame: 8192 x 8192
 
 
 class Frame(NamedTuple):
@@ -43,7 +47,7 @@ class VideoMetadata:
         width: Of the first frame, upright, in pixels; later frames are scaled to it.
         height: The same.
         frame_rate: Average, in frames per second.
-        frame_count: An estimate, for progress; None where the file does not tell.
+        frame_count: An estimate, for progress.
         has_audio: Whether there is an audio stream.
         time_base: Seconds; unless the file is damaged, all times are multiples of it.
     """
@@ -51,7 +55,7 @@ class VideoMetadata:
     width: int
     height: int
     frame_rate: Fraction
-    frame_count: int | None
+    frame_count: int
     has_audio: bool
     time_base: Fraction
 
@@ -72,65 +76,108 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 class VideoReader:
-    """Reads the frames of a video, an animated GIF, a picture or a folder of pictures: an iterator of `Frame` and a
+    """Reads the frames of a video, an animation, a picture or a folder of pictures: an iterator of `Frame` and a
     context manager.
 
-    Frames are turned upright as the file says, and HDR becomes an ordinary picture. A folder's pictures come in the
-    natural order of their names, 25 a second; those of another shape than the first are fitted into it over white.
-    Every coded frame comes out, also those that an MP4 edit list hides.
+    The frames are those that a player shows: without what an MP4 edit list hides, upright, with square pixels,
+    deinterlaced, and HDR as an ordinary picture. A folder's pictures come in the natural order of their names, 25 a
+    second; those of another shape than the first are fitted into it over white. Hidden files are passed over.
 
     Args:
-        path: A video file, a picture or a folder of pictures.
+        path: A video file, an animated GIF, PNG, WebP or AVIF, a picture or a folder of pictures.
 
     Attributes:
         path: The same, absolute.
         metadata: Size, frame rate and the like.
-        problem: One sentence, after the last frame, where the file is cut off or damaged and only what can be decoded
-            was read; else None.
+        problem: One sentence, after the last frame, where the file or a picture of the folder is cut off or damaged and
+            only what can be decoded was read; else None.
 
     Raises:
-        InputError: `path` is missing, is not a video, or has no frame that can be decoded. Also from the iterator,
-            where a later picture of a folder cannot be read.
+        InputError: `path` is missing, is not a video, or has no frame that can be decoded.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path).absolute()  # absolute, so that FFmpeg takes no part of the name for a protocol
         self.problem: str | None = None
         self._opened = ExitStack()
-        self._graph_key: tuple | None = None
         self._read_error: str | None = None
         self._frames: Iterator[Frame]
-        if not self.path.exists():
-            raise InputError(f"{path} does not exist; give the path of a video.")
+        check_exists(path, "video")
         if self.path.is_dir():
-            files = [file for file in self.path.iterdir() if file.suffix.lower() in PICTURES]
-            if not files:
-                raise InputError(f"{path} is a folder without pictures; give one with PNG, JPEG or WebP files.")
-            self._set_pictures(sorted(files, key=lambda file: _natural(file.name)))
+            self._set_folder()
             return
-        try:
-            # Unknown options are ignored by the formats that have no edit lists.
-            container = av.open(str(self.path), options={"ignore_editlist": "1"}, **TOLERANT)
-        except av.FFmpegError as error:
-            raise InputError(
-                f"{path} cannot be read as a video ({error.strerror}); give a complete video file, a GIF or a picture."
-            ) from error
+        container = self._open_file()
         with ExitStack() as stack:
             stack.enter_context(container)
             kind = container.format.name
-            if kind == "image2" or kind.endswith("_pipe"):  # Pillow knows orientation and odd pixel formats better
-                self._set_pictures([self.path])
+            is_avif = container.metadata.get("major_brand") in ("avif", "avis")
+            # Pillow knows orientation, odd pixel formats and animations better.
+            if kind.endswith("_pipe") or kind == "image2" or (is_avif and ".avif" in Image.registered_extensions()):
+                self._set_picture()
             else:
                 self._set_video(container)
                 self._opened = stack.pop_all()
 
-    def _set_pictures(self, files: list[Path]) -> None:
-        first = read_picture(files[0])
+    def _open_file(self) -> av.container.InputContainer:
+        try:
+            return av.open(str(self.path), **TOLERANT)
+        except av.FFmpegError as error:
+            raise InputError(
+                f"{self.path} cannot be read as a video ({error.strerror}); give a complete video file, a GIF or a "
+                "picture."
+            ) from error
+
+    def _set_folder(self) -> None:
+        files = [x for x in self.path.iterdir() if x.suffix.lower() in PICTURES and not x.name.startswith(".")]
+        if not files:
+            raise InputError(f"{self.path} is a folder without pictures; give one with PNG, JPEG or WebP files.")
+        pictures = self._readable(sorted(files, key=lambda file: _natural(file.name)))
+        first = next(pictures, None)
+        if first is None:
+            raise InputError(f"{self.path} is a folder of which no picture can be read; save the pictures again.")
         height, width = first.shape[:2]
         rate = DEFAULT_FRAME_RATE
         self.metadata = VideoMetadata(width, height, rate, len(files), False, 1 / rate)
-        rest = (fit_picture(read_picture(file), width, height, "pad") for file in files[1:])
+        rest = (fit_picture(picture, width, height, "pad") for picture in pictures)
         self._frames = (Frame(pixels, i / rate) for i, pixels in enumerate(chain([first], rest)))
+
+    def _readable(self, files: list[Path]) -> Iterator[np.ndarray]:
+        unreadable = []
+        for file in files:
+            try:
+                yield read_picture(file)
+            except InputError:
+                unreadable.append(file.name)
+        if unreadable:
+            names = ", ".join(unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+            count = f"{len(unreadable)} of the {len(files)} pictures"
+            self.problem = f"{count} in {self.path} cannot be read and are left out: {names}."
+
+    def _set_picture(self) -> None:
+        """Of a file that Pillow reads, with one frame or several."""
+        times = [0]  # milliseconds: where the frames begin, and where the last one ends
+        with suppress(InputError):
+            for _, duration in read_animation(self.path):
+                times.append(times[-1] + duration)
+        self._frames = self._animation(times)
+        first = next(self._frames)
+        height, width = first.pixels.shape[:2]
+        count, rate, time_base = len(times) - 1, DEFAULT_FRAME_RATE, 1 / DEFAULT_FRAME_RATE
+        if count > 1:
+            rate, time_base = Fraction(1000 * count, times[-1]), Fraction(1, 1000)
+        self.metadata = VideoMetadata(width, height, rate, count, False, time_base)
+        self._frames = chain(iter([first]), self._frames)
+
+    def _animation(self, times: list[int]) -> Iterator[Frame]:
+        count = 0
+        try:
+            for (pixels, _), time in zip(read_animation(self.path), times, strict=False):
+                yield Frame(pixels, Fraction(time, 1000))
+                count += 1
+        except InputError:
+            if not count:
+                raise
+            self.problem = f"{self.path} is damaged or cut off: {count} frames could be read and are used."
 
     def _set_video(self, container: av.container.InputContainer) -> None:
         # FFmpeg draws plain text as a video of a terminal.
@@ -138,17 +185,45 @@ class VideoReader:
         if not streams or streams[0].codec_context is None:
             raise InputError(f"{self.path} has no video in it that can be read; give a video file, a GIF or a picture.")
         stream = streams[0]
-        rate = stream.average_rate or stream.guessed_rate or DEFAULT_FRAME_RATE
-        count, duration = stream.frames or None, _declared_duration(container)
-        if count is None and duration:
-            count = max(1, round(duration * rate))
-        self._frames = self._decode(container, rate)
+        if stream.width * stream.height > LARGEST:
+            size = f"{stream.width} x {stream.height} pixels"
+            raise InputError(f"{self.path} is {size}, and more than {LARGEST} are not read: make it smaller first.")
+        rate, count = self._rate_and_count(stream)
+        stream.codec_context.options = {"max_pixels": str(LARGEST)}
+        self._frames = self._convert(stream, self._decode(container, rate))
         first = next(self._frames, None)
         if first is None:
             raise InputError(f"{self.path} has no frame that can be decoded; give a complete video file.")
         height, width = first.pixels.shape[:2]
         self.metadata = VideoMetadata(width, height, rate, count, bool(container.streams.audio), stream.time_base)
         self._frames = chain(iter([first]), self._frames)  # iter: a list would keep the picture
+
+    def _rate_and_count(self, stream: av.VideoStream) -> tuple[Fraction, int]:
+        """Average frames per second and number of frames: as declared, or from the packets, which are not decoded,
+        where the file does not declare them or an edit list changes them."""
+        rate = stream.average_rate or stream.guessed_rate
+        if rate and rate > FASTEST:
+            rate = None
+        if rate and stream.frames and stream.duration:
+            declared = stream.frames / rate
+            if abs(declared - stream.duration * stream.time_base) <= 2 / rate:
+                return rate, stream.frames
+        with self._open_file() as container, suppress(av.FFmpegError):
+            stamps, count = set[int](), 0
+            for packet in container.demux(container.streams.video[0]):
+                if packet.size and not packet.is_discard:
+                    count += 1
+                    if (stamp := display_time(packet, container)) is not None:
+                        stamps.add(stamp)
+        if len(stamps) > 1:
+            span = (max(stamps) - min(stamps)) * stream.time_base
+            if rate and "mpeg" in stream.container.format.name:  # where a packet may hold a single field
+                return rate, round(span * rate) + 1
+            measured = (len(stamps) - 1) / span
+            # Not to be exact, for containers round times, and codecs have packets that show nothing.
+            if not rate or abs(measured / rate - 1) > Fraction(1, 10):
+                rate = measured.limit_denominator(1001)  # 0 where damaged times lie hours apart
+        return rate or DEFAULT_FRAME_RATE, count
 
     def _packets(self, container: av.container.InputContainer) -> Iterator[av.Packet | None]:
         """The packets of the video stream, then None."""
@@ -164,10 +239,12 @@ class VideoReader:
             yield packet
         yield None
 
-    def _decode(self, container: av.container.InputContainer, rate: Fraction) -> Iterator[Frame]:
+    def _decode(
+        self, container: av.container.InputContainer, rate: Fraction
+    ) -> Iterator[tuple[av.VideoFrame, Fraction]]:
+        """The frames that can be decoded and are shown, with their times from the first on."""
         # PyAV's default of slice threads stays: with frame threads an error takes good frames with it.
         stream = container.streams.video[0]
-        decoder = stream.codec_context
         start: int | None = None  # first pts
         end: int | None = None  # pts where the last packet ends
         last = Fraction(-1)  # time of the last frame
@@ -175,10 +252,10 @@ class VideoReader:
         for packet in self._packets(container):
             if packet is not None:
                 damaged += packet.is_corrupt
-                if packet.pts is not None:
+                if packet.pts is not None and not packet.is_discard:
                     end = max(end or packet.pts, packet.pts + (packet.duration or 0))
             try:
-                frames = decoder.decode(packet)
+                frames = stream.codec_context.decode(packet)
             except av.FFmpegError:
                 damaged += 1
                 continue
@@ -186,16 +263,13 @@ class VideoReader:
                 stamp = display_time(frame, container)
                 if start is None:
                     start = stamp or 0
-                    coded_size = frame.width, frame.height
-                    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-                    matrix = None if matrix is None else bytes(matrix)
                 time = last if stamp is None else (stamp - start) * stream.time_base
                 if count == 0:
                     time = Fraction(0)
                 elif time <= last:
                     time = last + 1 / rate
                 count, last = count + 1, time
-                yield Frame(_upright(self._to_rgb(frame, coded_size, int(decoder.color_trc)), matrix), time)
+                yield frame, time
         if start is None:
             return
         # Half a second: where only the whole file declares a duration, its sound may last a little longer.
@@ -209,21 +283,35 @@ class VideoReader:
         elif damaged:
             self.problem = f"{self.path} is damaged in {damaged} places: the {count} frames that decode are used."
 
-    def _to_rgb(self, frame: av.VideoFrame, size: tuple[int, int], transfer: int) -> np.ndarray:
-        alpha = any(component.is_alpha for component in frame.format.components)
-        key = frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range), transfer
-        if key != self._graph_key:
-            scale = "{}:{}".format(*size)
-            if frame.colorspace == UNSPECIFIED_MATRIX:  # the usual rule: HD is BT.709, SD is BT.601
-                scale += f":in_color_matrix={'bt709' if frame.width >= 1280 or frame.height > 576 else 'bt601'}"
-            self._graph, self._graph_key = conversion_graph(frame, scale, "rgba" if alpha else "rgb24", transfer), key
-        frame.pts = None  # the graph only converts; its clock is not the file's
-        self._graph.push(frame)
-        pixels = self._graph.pull().to_ndarray()
-        if alpha:
-            colour, opacity = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
-            pixels = ((colour * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
-        return pixels
+    def _convert(self, stream: av.VideoStream, decoded: Iterator[tuple[av.VideoFrame, Fraction]]) -> Iterator[Frame]:
+        """The frames as RGB, upright, with square pixels, all of the size of the first."""
+        graph = graph_key = size = matrix = None
+        interlaced = False
+        times = deque[Fraction]()  # of the frames in the graph
+        for frame, time in decoded:
+            if size is None:
+                aspect = stream.sample_aspect_ratio or 1
+                if abs(aspect - 1) < 0.01 or not 1 / 4 <= aspect <= 4:  # square but for rounding, or absurd
+                    aspect = 1
+                size = round(frame.width * aspect), frame.height
+                matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+                matrix = None if matrix is None else bytes(matrix)
+            interlaced = interlaced or frame.interlaced_frame
+            alpha = any(component.is_alpha for component in frame.format.components)
+            transfer = int(stream.codec_context.color_trc)
+            kind = frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range)
+            if (*kind, transfer, interlaced) != graph_key:
+                yield from _pull(graph, None, times, matrix)
+                graph_key = *kind, transfer, interlaced
+                scale = "{}:{}".format(*size)
+                if frame.colorspace == UNSPECIFIED_MATRIX:  # the usual rule: HD is BT.709, SD is BT.601
+                    scale += f":in_color_matrix={'bt709' if frame.width >= 1280 or frame.height > 576 else 'bt601'}"
+                target = "rgba" if alpha else "rgb24"
+                graph = conversion_graph(frame, scale, target, transfer, deinterlace=interlaced)
+            times.append(time)
+            frame.pts = None  # the graph only converts; its clock is not the file's
+            yield from _pull(graph, frame, times, matrix)
+        yield from _pull(graph, None, times, matrix)
 
     def __iter__(self) -> Iterator[Frame]:
         return self
@@ -243,8 +331,27 @@ class VideoReader:
         self._opened.close()
 
 
+def _pull(
+    graph: av.filter.Graph | None, frame: av.VideoFrame | None, times: deque[Fraction], matrix: bytes | None
+) -> Iterator[Frame]:
+    """What comes out of the graph for another frame, or for the end."""
+    if graph is None or not (frame or times):
+        return
+    graph.push(frame)
+    with suppress(BlockingIOError, EOFError):
+        while times:
+            pixels = graph.pull().to_ndarray()
+            if pixels.shape[2] == 4:
+                colour, opacity = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
+                pixels = ((colour * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+            yield Frame(_upright(pixels, matrix), times.popleft())
+
+
 def _declared_duration(container: av.container.InputContainer) -> Fraction | None:
     stream = container.streams.video[0]
     if stream.duration:
         return stream.duration * stream.time_base
+    if tag := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska
+        hours, minutes, seconds = map(Fraction, tag.groups())
+        return 3600 * hours + 60 * minutes + seconds
     return Fraction(container.duration, av.time_base) if container.duration else None

@@ -1,6 +1,7 @@
 """Videos as phones and cameras make them, and folders of pictures: turned, HDR, of odd size, in natural order."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import av.filter
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clips import flat
+from clips import flat, write_clip
 from personalive_core.errors import InputError
 from personalive_core.media.hdr import HLG, PQ, add_tone_map, tone_map
 from personalive_core.media.video_reader import VideoMetadata, VideoReader
@@ -130,10 +131,46 @@ def test_a_folder_of_pictures_in_natural_order(tmp_path):
     assert (frames[-1].pixels[:, :19] == 255).all() and (frames[-1].pixels[:, 21:43] == 210).all()
 
 
-def test_a_folder_without_pictures_and_a_bad_picture_are_named(tmp_path):
+def test_a_folder_without_a_picture_that_can_be_read(tmp_path):
     with pytest.raises(InputError, match="folder without pictures"):
         VideoReader(tmp_path)
-    Image.fromarray(flat(10)).save(tmp_path / "1.png")
-    (tmp_path / "2.png").write_bytes(b"not a picture")
-    with VideoReader(tmp_path) as reader, pytest.raises(InputError, match=r"2\.png is not a picture"):
-        list(reader)
+    (tmp_path / "._1.png").write_bytes(b"what a Mac leaves")
+    with pytest.raises(InputError, match="folder without pictures"):
+        VideoReader(tmp_path)
+    (tmp_path / "1.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match="no picture can be read"):
+        VideoReader(tmp_path)
+
+
+def test_bad_pictures_are_left_out_and_named_and_hidden_ones_passed_over(tmp_path):
+    for i in 2, 3, 5:
+        Image.fromarray(flat(40 * i)).save(tmp_path / f"{i}.png")
+    Image.fromarray(flat(250)).save(tmp_path / ".hidden.png")
+    (tmp_path / "._2.png").write_bytes(b"what a Mac leaves")
+    (tmp_path / "1.png").write_bytes(b"not a picture")
+    (tmp_path / "4.png").write_bytes((tmp_path / "5.png").read_bytes()[:60])
+    with VideoReader(tmp_path) as reader:
+        frames = list(reader)
+        assert "2 of the 5 pictures" in reader.problem and reader.problem.endswith(": 1.png, 4.png.")
+    assert [(frame.time, frame.pixels[0, 0, 0]) for frame in frames] == [
+        (Fraction(i, 25), value) for i, value in enumerate((80, 120, 200))
+    ]
+
+
+def test_absurdly_large_frames(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "a.mp4", [Fraction(0)])
+    monkeypatch.setattr("personalive_core.media.video_reader.LARGEST", 3000)
+    with pytest.raises(InputError, match="64 x 48 pixels, and more than 3000"):
+        VideoReader(path)
+
+
+def test_names_that_cannot_be_files(tmp_path):
+    for url in "https://x.example/a.mp4", Path("https://x.example/a.mp4"), "rtsp://x.example/a":
+        with pytest.raises(InputError, match="URLs are not supported: download it first"):
+            VideoReader(url)
+    with pytest.raises(InputError, match="does not exist"):
+        VideoReader(tmp_path / ("n" * 300 + ".mp4"))
+    name = tmp_path / ("n" * 251 + ".mp4")
+    write_clip(tmp_path / "a.mp4", [Fraction(0)]).rename(name)
+    with VideoReader(name) as reader:
+        assert len(list(reader)) == 1
