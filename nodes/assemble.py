@@ -1,7 +1,8 @@
 """Assemble Video: latents become frames in pieces, straight into a file."""
 
-import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from uuid import uuid4
@@ -22,9 +23,46 @@ from ..personalive_core.media.audio import write_wav
 from ..personalive_core.media.video_writer import VideoWriter
 from ..personalive_core.sampling.cuda import DecodedFrames, PinnedCopy, one_behind
 from . import decode
+from .say import say_first
 
 PREVIEW_EVERY = 0.2  # seconds: the host makes a JPEG of each
 CRF = {"high": 14, "good": 18, "small": 25}
+
+_written: list[Path] = []  # the videos in the host's temporary folder that its cache may hold
+
+
+def removed_videos() -> int:
+    """How many of them are gone: a fingerprint, without which the cache would go on handing them out."""
+    return sum(not path.is_file() for path in _written)
+
+
+@contextmanager
+def temporary_video() -> Iterator[tuple[Path, Path]]:
+    """Names for a video in the host's temporary folder and for its sound, which is removed at the end."""
+    path = Path(folder_paths.get_temp_directory(), f"personalive_{uuid4().hex}.mp4")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sound = path.with_suffix(".wav")
+    try:
+        yield path, sound
+        _written.append(path)
+    except (InputError, OSError) as error:
+        if path.parent.is_dir():
+            raise
+        raise InputError(f"{path.parent} was removed while a video was written into it: run again.") from error
+    finally:
+        sound.unlink(missing_ok=True)
+
+
+class SwitchedOff(ExecutionBlocker):
+    """An output that is not there: the node that it is connected to fails with a sentence. With the host's own class
+    the prompt would end as a success."""
+
+    def __init__(self, sentence: str):
+        self._sentence = sentence
+
+    @property
+    def message(self) -> str:
+        raise InputError(self._sentence)
 
 
 class AssembleVideo(io.ComfyNode):
@@ -63,6 +101,10 @@ class AssembleVideo(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **_) -> int:
+        return removed_videos()
+
+    @classmethod
     def execute(
         cls, samples: dict, vae, frame_rate: float, quality: str, images: bool, audio: dict | None = None
     ) -> io.NodeOutput:
@@ -74,19 +116,12 @@ class AssembleVideo(io.ComfyNode):
                 "the latent of Sample and the VAE of Encode Reference."
             )
         rate = Fraction(frame_rate).limit_denominator(1001)
-        name = Path(folder_paths.get_temp_directory(), f"personalive_{uuid4().hex}")
-        name.parent.mkdir(parents=True, exist_ok=True)
-        sound = write_sound(audio, name.with_suffix(".wav")) if audio is not None else None
         kept = []
-        try:
-            _write_frames(latents, vae, rate, CRF[quality], name.with_suffix(".mp4"), sound, kept if images else None)
-        finally:
-            if sound is not None:
-                os.remove(sound)
-        blocked = ExecutionBlocker("switch on 'images' in Assemble Video to get the frames as images.")
-        return io.NodeOutput(
-            InputImpl.VideoFromFile(str(name.with_suffix(".mp4"))), torch.cat(kept) if images else blocked
-        )
+        with temporary_video() as (path, wav):
+            sound = write_sound(audio, wav) if audio is not None else None
+            _write_frames(latents, vae, rate, CRF[quality], path, sound, kept if images else None)
+        off = SwitchedOff("switch on 'images' in Assemble Video to get the frames as images.")
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), torch.cat(kept) if images else off)
 
 
 class _DecodedFrames:
@@ -122,5 +157,6 @@ def _write_frames(latents, vae, rate: Fraction, crf: int, path: Path, sound: Pat
 
 def write_sound(audio: dict, path: Path) -> Path:
     """AUDIO as a WAV file, for the video writer to read."""
+    say_first(audio["waveform"], "sounds")
     write_wav(path, audio["waveform"][0].float().cpu().numpy(), audio["sample_rate"])
     return path

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..personalive_core.errors import InputError
 from ..personalive_core.framing.face_detector import SUFFIX, Detector, load_detector
 from ..personalive_core.weights.hub import DETECTORS, find_detector
-from .weights import FOLDER
+from .weights import FOLDER, entries
 
 NONE = "none"
 
@@ -19,8 +19,7 @@ def _folders() -> list[Path]:
 
 def _own_files() -> dict[str, Path]:
     """Name -> path of each file in models/personalive/detectors that the user put there."""
-    folders = [folder / "detectors" for folder in _folders()]
-    files = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
+    files = (file for folder in _folders() for file in entries(folder / "detectors"))
     fetched = {Path(file.target).name for file in DETECTORS.values()}
     return {file.name: file for file in files if file.suffix.lower() == SUFFIX and file.name not in fetched}
 

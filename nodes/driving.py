@@ -1,12 +1,12 @@
 """Driving pictures from whatever the host hands over, in pieces."""
 
-import logging
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import count, takewhile
+from itertools import chain, count, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,11 @@ import torch
 from comfy_api.latest import InputImpl
 from torch import Tensor
 
+from ..personalive_core.errors import InputError
 from ..personalive_core.media.audio import read_audio, trim_audio
 from ..personalive_core.media.video_reader import DEFAULT_FRAME_RATE, Frame, VideoReader
 from . import compat, convert
-
-log = logging.getLogger(__name__)
+from .say import say
 
 
 @dataclass
@@ -56,9 +56,10 @@ def open_driving(driving, image_rate: float = 0.0) -> Iterator[Driving]:
         yield _from_images(driving, to_rate(image_rate) or DEFAULT_FRAME_RATE)
     elif isinstance(driving, InputImpl.VideoFromFile):
         with _path_of(driving) as path, VideoReader(path) as reader:
-            yield _from_reader(reader, path, *compat.trim_window(driving))
+            start, length = compat.trim_window(driving)
+            yield _with_first_frame(_from_reader(reader, path, start, length), start, length)
             if reader.problem:
-                log.warning("%s", reader.problem)
+                say(reader.problem)
     else:
         parts = driving.get_components()
         yield replace(_from_images(parts.images, Fraction(parts.frame_rate)), name="video", audio=parts.audio)
@@ -89,6 +90,15 @@ def _from_reader(reader: VideoReader, path: Path, trim_start: float, trim_length
     return Driving(frames, metadata.frame_rate, expected, reader.path.name, sound, begin)
 
 
+def _with_first_frame(driving: Driving, start: float, length: float) -> Driving:
+    """The same. InputError where the host has trimmed all frames away."""
+    first = next(driving.frames, None)
+    if first is None:
+        part = f"from {start:g} s to {start + length:g} s" if length else f"from {start:g} s on"
+        raise InputError(f"{driving.name} shows no frame {part}, to which it is trimmed: trim it less.")
+    return replace(driving, frames=chain([first], driving.frames))
+
+
 def frames_at(frames: Iterable[Frame], times: Iterable[Fraction]) -> Iterator[np.ndarray]:
     """The picture that is shown at each of the times, in order, until the video ends one frame after its last one."""
     coming = iter(frames)
@@ -108,6 +118,8 @@ def frames_at(frames: Iterable[Frame], times: Iterable[Fraction]) -> Iterator[np
 def _path_of(video) -> Iterator[Path]:
     source = video.get_stream_source()
     if isinstance(source, str):
+        if not os.path.isfile(source):
+            raise InputError(f"{source} is not there any more: run again.")
         yield Path(source)
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """Load PersonaLive Model: the weights, checked, in networks that the host's memory management holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import comfy.model_management
 import comfy.ops
@@ -15,17 +15,17 @@ from ..personalive_core.networks.motion_encoder import MotionEncoder
 from ..personalive_core.networks.motion_extractor import MotionExtractor
 from ..personalive_core.networks.pose_guider import PoseGuider
 from ..personalive_core.networks.reference_unet import ReferenceUNet
-from ..personalive_core.weights.find import WeightFiles, find_weights
+from ..personalive_core.weights.find import WeightFiles
 from ..personalive_core.weights.load import checked_state_dict, meta_networks, network_dtype
 from . import compat, memory
-from .weights import OFFICIAL, checkpoint_files, encoder_files, fingerprint, prepare, weight_sets
+from .weights import OFFICIAL, checkpoint_files, fingerprint, keep_fingerprint, prepare, set_fingerprint, weight_sets
 
 
 @dataclass(frozen=True)
 class PersonaLiveModel:
     """The five networks, each behind a patcher of the host (which holds patchers only weakly)."""
 
-    patchers: dict[str, object]
+    patchers: dict[str, object] = field(repr=False)
     files: WeightFiles
     dtype: torch.dtype  # of the UNets
     identity: str  # tells models apart: a reference belongs to the model that made it
@@ -123,18 +123,14 @@ class LoadModel(io.ComfyNode):
                 ),
             ],
             outputs=[ModelType.Output(display_name="model")],
-            # So that it runs, and can fetch the VAE and the image encoder, while their loaders still find no file.
-            is_output_node=True,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, weights: str, precision: str, download: bool, convert: bool = False) -> str:
-        folder = weight_sets().get(weights)
-        if folder is None:
-            return ""
-        files = find_weights(folder)
-        return fingerprint([*checkpoint_files(files), *encoder_files(files).values()])
+    def fingerprint_inputs(cls, weights: str, **_) -> str:
+        return set_fingerprint(weights)
 
     @classmethod
     def execute(cls, weights: str, precision: str, download: bool, convert: bool = False) -> io.NodeOutput:
-        return io.NodeOutput(load_model(prepare(weights, download, convert), precision))
+        with keep_fingerprint(weights):
+            files = prepare(weights, download, convert)
+        return io.NodeOutput(load_model(files, precision))

@@ -27,6 +27,7 @@ from .driving import open_driving, to_rate
 from .driving_crop import CropSettings, CropSettingsType
 from .load import ModelType, PersonaLiveModel
 from .reference import NodeReference, ReferenceType
+from .say import say_rate
 
 log = logging.getLogger("personalive")
 
@@ -145,6 +146,7 @@ class ExtractMotion(io.ComfyNode):
         crop: CropSettings | None = None,
     ) -> io.NodeOutput:
         reference.check_model(model)
+        say_rate(driving, frame_rate)
         cut = crop.open(model, driving, frame_rate, start, count) if crop else DrivingFrame
         rate = to_rate(frame_rate)
         with open_driving(driving, frame_rate) as source:

@@ -1,5 +1,7 @@
 """Save Motion and Load Motion: one performance for many portraits, without its video."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
@@ -14,11 +16,16 @@ OUTPUT = " [output]"  # the host's mark for a file in its output folder
 
 
 def motion_files() -> list[str]:
-    """Those in the host's input folder, then those in its output folder, the newest first."""
+    """Those in the host's input folder, then those in its output folder, the newest first; what cannot be looked at
+    is left out."""
     found = []
     for folder, mark in ((folder_paths.get_input_directory(), ""), (folder_paths.get_output_directory(), OUTPUT)):
-        files = sorted(Path(folder).rglob(f"*{SUFFIX}"), key=lambda file: file.stat().st_mtime, reverse=True)
-        found += [file.relative_to(folder).as_posix() + mark for file in files]
+        times = {}
+        for parent, _, names in os.walk(folder):
+            for file in (Path(parent, name) for name in names if name.endswith(SUFFIX)):
+                with suppress(OSError):
+                    times[file] = file.stat().st_mtime
+        found += [file.relative_to(folder).as_posix() + mark for file in sorted(times, key=times.get, reverse=True)]
     return found
 
 

@@ -1,20 +1,16 @@
 """Crop Portrait and Paste Back: the square that the model needs, and the way back into the whole picture."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain, tee
 from pathlib import Path
-from uuid import uuid4
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import numpy as np
 import torch
 from comfy_api.latest import InputImpl, io
-from comfy_execution.graph import ExecutionBlocker
 from PIL import Image
 
 from ..personalive_core.errors import InputError
@@ -24,13 +20,12 @@ from ..personalive_core.framing.paste_back import FEATHER, FEATHER_LIMITS, Paste
 from ..personalive_core.media.video_reader import Frame
 from ..personalive_core.media.video_writer import VideoWriter
 from . import convert
-from .assemble import CRF, write_sound
+from .assemble import CRF, SwitchedOff, removed_videos, temporary_video, write_sound
 from .detectors import detector_input, download_input, open_detector
 from .driving import Driving, frames_at, open_driving
 from .driving_crop import square_inputs
 from .load import ModelType
-
-log = logging.getLogger(__name__)
+from .say import say, say_first, say_rate
 
 NUMBER = "number"
 CropType = io.Custom("PERSONALIVE_CROP")
@@ -143,6 +138,7 @@ class CropPortrait(io.ComfyNode):
 
 def _first(image) -> np.ndarray:
     if isinstance(image, torch.Tensor):
+        say_first(image, "images")
         return convert.to_pictures(image[:1], "the portrait")[0]
     with open_driving(image, 0) as video:
         return next(video.frames).pixels
@@ -227,6 +223,10 @@ class PasteBackNode(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **_) -> int:
+        return removed_videos()
+
+    @classmethod
     def execute(
         cls,
         picture,
@@ -239,30 +239,29 @@ class PasteBackNode(io.ComfyNode):
         frame_rate: float = 0.0,
         audio: dict | None = None,
     ) -> io.NodeOutput:
-        name = Path(folder_paths.get_temp_directory(), f"personalive_{uuid4().hex}")
-        name.parent.mkdir(parents=True, exist_ok=True)
-        path, wav, kept = name.with_suffix(".mp4"), name.with_suffix(".wav"), [] if images else None
-        rate = frame_rate if isinstance(animated, torch.Tensor) else 0
-        with open_driving(animated, rate) as squares, _open_whole(picture, squares.frame_rate) as whole:
+        say_rate(animated, frame_rate)
+        kept = [] if images else None
+        with (
+            temporary_video() as (path, wav),
+            open_driving(animated, frame_rate) as squares,
+            _open_whole(picture, squares.frame_rate) as whole,
+        ):
             first = next(squares.frames)
             back = PasteBack(crop, len(first.pixels), feather=feather, match_colours=match_colours)
-            try:
-                sound, start = _sound(audio, squares, whole, wav)
-                width, height = (side // 2 * 2 for side in (crop.width, crop.height))
-                with VideoWriter(
-                    path, width, height, squares.frame_rate, audio_from=sound, audio_start=start, crf=CRF[quality]
-                ) as video:
-                    for pixels, time in _pasted(back, whole, chain([first], squares.frames), squares.count):
-                        # A video cannot have an odd size; the images keep the last row and column.
-                        video.write(pixels[:height, :width], time)
-                        if kept is not None:
-                            kept.append(pixels)
-            finally:
-                wav.unlink(missing_ok=True)
-        blocked = ExecutionBlocker("switch on 'images' in Paste Back to get the frames as images.")
+            sound, start = _sound(audio, squares, whole, wav)
+            width, height = (side // 2 * 2 for side in (crop.width, crop.height))
+            with VideoWriter(
+                path, width, height, squares.frame_rate, audio_from=sound, audio_start=start, crf=CRF[quality]
+            ) as video:
+                for pixels, time in _pasted(back, whole, chain([first], squares.frames), squares.count):
+                    # A video cannot have an odd size; the images keep the last row and column.
+                    video.write(pixels[:height, :width], time)
+                    if kept is not None:
+                        kept.append(pixels)
+        off = SwitchedOff("switch on 'images' in Paste Back to get the frames as images.")
         return io.NodeOutput(
             InputImpl.VideoFromFile(str(path)),
-            convert.to_image(np.stack(kept)) if images else blocked,
+            convert.to_image(np.stack(kept)) if images else off,
             torch.from_numpy(back.mask)[None],
         )
 
@@ -307,4 +306,4 @@ def _pasted(back: PasteBack, whole: Driving, squares: Iterator[Frame], count: in
         bar.update_absolute(done, max(count or 0, done), ("JPEG", Image.fromarray(pixels), 512))
         comfy.model_management.throw_exception_if_processing_interrupted()
     if whole.count and count and whole.count != count:
-        log.warning("the picture has %d frames, the animated video %d: the result has %d", whole.count, count, done)
+        say(f"the picture has {whole.count} frames, the animated video {count}: the result has {done}.")

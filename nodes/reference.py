@@ -13,6 +13,7 @@ from ..personalive_core.media.pictures import fit_picture
 from ..personalive_core.sampling.reference import Reference, check_size, encode_reference
 from . import convert, memory
 from .load import ModelType, PersonaLiveModel
+from .say import say_first
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class EncodeReference(io.ComfyNode):
     @classmethod
     def execute(cls, model: PersonaLiveModel, vae, clip_vision, image, width: int, height: int, fit: str):
         check_size(width, height)
+        say_first(image, "images")
         picture = fit_picture(convert.to_pictures(image[:1], "the portrait")[0], width, height, fit)
         portrait = convert.to_image(picture[None])
         samples = vae.encode(portrait)

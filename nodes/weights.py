@@ -1,24 +1,22 @@
 """Sets of weights in the host's folders: found where people have them, fetched and converted when the user asks."""
 
-import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
-from comfy_execution.utils import get_executing_context
-from server import PromptServer
 
 from ..personalive_core.errors import InputError
 from ..personalive_core.weights import hub
 from ..personalive_core.weights.convert import convert
 from ..personalive_core.weights.find import CHECKPOINTS, MINIATURE, WeightFiles, find_weights, weights_in
-
-_log = logging.getLogger(__name__)
+from .say import say
 
 OFFICIAL = "official"
 FOLDER = "personalive"
@@ -41,10 +39,17 @@ def weight_sets() -> dict[str, Path]:
     found = [base for base in (*bases, Path(folder_paths.models_dir)) if _holds_weights(base)]
     sets = {OFFICIAL: found[0] if found else bases[0]}
     for base in bases:
-        if base.is_dir():
-            folders = (entry for entry in sorted(base.iterdir()) if entry.is_dir() and entry.name not in PARTS)
-            sets |= {folder.name: folder for folder in folders if folder.name not in sets and _holds_weights(folder)}
+        folders = (entry for entry in entries(base) if os.path.isdir(entry) and entry.name not in PARTS)
+        sets |= {folder.name: folder for folder in folders if folder.name not in sets and _holds_weights(folder)}
     return sets | {MINIATURE.name: MINIATURE}
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, in order; nothing where it is missing or cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _holds_weights(folder: Path) -> bool:
@@ -99,27 +104,26 @@ def _convert(files: WeightFiles) -> WeightFiles:
     old = [path for name in CHECKPOINTS if (path := getattr(files, name).with_suffix(".pth")).is_file()]
     if old:
         names, size = ", ".join(path.name for path in old), sum(path.stat().st_size for path in old)
-        _say(f"The .safetensors files in {old[0].parent} are used now. You may delete {names} ({size / 1e9:.1f} GB).")
+        say(f"The .safetensors files in {old[0].parent} are used now. You may delete {names} ({size / 1e9:.1f} GB).")
     return files
 
 
 def _progress() -> hub.Progress:
     """The node's progress in bytes. It comes with every few kilobytes, of which the page is told ten times a second."""
-    bar, shown = comfy.utils.ProgressBar(1), 0.0
+    bar, shown, said = comfy.utils.ProgressBar(1), 0.0, False
 
-    def show(_: str, done: int, total: int) -> None:
-        nonlocal shown
+    def show(name: str, done: int, total: int) -> None:
+        nonlocal shown, said
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if time.monotonic() - shown > 0.1 or done == total:
+        if not total:
+            if not said:
+                say(name)
+            said = True
+        elif time.monotonic() - shown > 0.1 or done == total:
             bar.update_absolute(done, total)
             shown = time.monotonic()
 
     return show
-
-
-def _say(text: str) -> None:
-    _log.info(text)
-    PromptServer.instance.send_progress_text(text, get_executing_context().node_id)
 
 
 def encoder_files(files: WeightFiles) -> dict[str, Path | None]:
@@ -137,3 +141,31 @@ def checkpoint_files(files: WeightFiles) -> list[Path | None]:
 def fingerprint(paths: Iterable[Path | None]) -> str:
     """Another one when a file is another."""
     return " ".join(f"{path} {path.stat().st_mtime_ns}" for path in paths if path)
+
+
+_same: dict[str, str] = {}  # fingerprint -> the one that the host's cache knows it by
+
+
+def set_fingerprint(name: str) -> str:
+    """Another one when a file of a set, its VAE or its image encoder is another; but what a run has fetched or
+    converted keeps that of before the run, so that the next run finds it in the host's cache."""
+    found = _set_fingerprint(name)
+    return _same.get(found, found)
+
+
+@contextmanager
+def keep_fingerprint(name: str) -> Iterator[None]:
+    """Around what fetches or converts."""
+    before = _set_fingerprint(name)
+    yield
+    after = _set_fingerprint(name)
+    if after != before:
+        _same[after], _same[before] = _same.get(before, before), uuid4().hex
+
+
+def _set_fingerprint(name: str) -> str:
+    folder = weight_sets().get(name)
+    if folder is None:
+        return ""
+    files = find_weights(folder)
+    return fingerprint([*checkpoint_files(files), *encoder_files(files).values()])

@@ -22,7 +22,7 @@ def byte_progress() -> Iterator[hub.Progress]:
     with tqdm(unit="B", unit_scale=True) as bar:
 
         def update(name: str, done: int, total: int) -> None:
-            bar.total = total
+            bar.total = total or None  # 0 while another process fetches
             bar.set_description(name, refresh=False)
             bar.update(done - bar.n)
 

@@ -1,6 +1,7 @@
 """Finds the published weights in the layouts that people have."""
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,13 +59,15 @@ class WeightFiles:
     def config(self) -> ModelConfig:
         """The published sizes, unless a model of other sizes says so in a `sizes.json` beside its checkpoints."""
         beside = self.pose_guider.with_name(SIZES_FILE) if self.pose_guider else None
-        return ModelConfig.read(beside) if beside and beside.is_file() else ModelConfig()
+        return ModelConfig.read(beside) if beside and os.path.isfile(beside) else ModelConfig()
 
     @property
     def missing(self) -> tuple[hub.HubFile, ...]:
         """The files to fetch for the parts that are not there."""
         return tuple(
-            file for file in hub.FILES if getattr(self, file.part) is None and not (self.folder / file.target).is_file()
+            file
+            for file in hub.FILES
+            if getattr(self, file.part) is None and not os.path.isfile(self.folder / file.target)
         )
 
     def paths(self, network: str) -> list[Path]:
@@ -109,11 +112,11 @@ def find_weights(folder: Path | str) -> WeightFiles:
 
 
 def _first(paths: Iterable[Path]) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
+    return next(filter(os.path.isfile, paths), None)  # False also where it cannot be looked at
 
 
 def _holds_model(folder: Path) -> bool:
-    return weights_in(folder) is not None and (folder / "config.json").is_file()
+    return weights_in(folder) is not None and os.path.isfile(folder / "config.json")
 
 
 def weights_in(folder: Path) -> Path | None:

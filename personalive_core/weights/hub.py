@@ -10,22 +10,30 @@ import os
 import re
 import shutil
 import ssl
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Request, build_opener
 
 from ..errors import InputError
 
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""(name of the file, bytes done, bytes in all); the two numbers are of the whole job, not of the file."""
+"""(name of the file, bytes done, bytes in all); the two numbers are of the whole job, not of the file. While another
+process fetches: (a sentence that says so, 0, 0)."""
 
 PERSONALIVE = "huaichang/PersonaLive"
 VAE = "stabilityai/sd-vae-ft-mse"
@@ -87,6 +95,7 @@ _BLOCK = 1 << 20
 _ATTEMPTS = 5  # in a row without a new byte
 _PAUSE = 1.0  # seconds after the first of these, then twice that, ...
 _TIMEOUT = 30.0  # seconds of silence
+_LOOK = 0.2  # seconds from one look at another process's lock to the next
 _BROKEN = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)  # no OSError: that may be the disk
 
 
@@ -100,12 +109,64 @@ def download(folder: Path, files: Sequence[HubFile] = FILES, progress: Progress 
 
     For what is missing in every layout and form, give `find_weights(folder).missing`. A file gets its name only when
     it is whole: its size agrees and, for large files, the SHA-256 that the hub states. Until then it is a `.part`
-    file that the next call goes on with, also after an exception from `progress`. InputError: no network, an answer
-    such as 404, another checksum, too little disk (found before the first byte).
+    file that the next call goes on with, also after an exception from `progress`. While another process fetches into
+    one of the folders, this one waits. InputError: no network, an answer such as 404, another checksum, too little
+    disk (found before the first byte).
     """
-    missing = [file for file in files if not (folder / file.target).is_file()]
-    if not missing:
-        return
+    targets = [folder / file.target for file in files]
+    try:
+        with ExitStack() as locks:
+            for parent in sorted({target.parent.resolve() for target in targets if not target.is_file()}):
+                locks.enter_context(_locked(parent, progress))
+            _download(folder, [f for f, target in zip(files, targets, strict=True) if not target.is_file()], progress)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error}): choose another folder.") from error
+
+
+@contextmanager
+def _locked(folder: Path, progress: Progress | None) -> Iterator[None]:
+    """Keeps other processes from fetching into a folder. The system lets go of the lock of one that has died."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, waited = folder / ".download.lock", False
+    while True:
+        with path.open("ab") as file:
+            if _lock(file) and _is_at(file, path):
+                try:
+                    yield
+                    return
+                finally:
+                    with suppress(OSError):  # Windows removes no open file; an old one does no harm
+                        path.unlink()
+        if not waited:
+            _log.warning("another process is fetching into %s: waiting for it", folder)
+        waited = True
+        if progress:
+            progress(f"another process is fetching into {folder}: waiting for it", 0, 0)
+        time.sleep(_LOOK)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        _log.warning("%s cannot be locked (%s): let no other process fetch the same files", file.name, error)
+    return True
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """False where the one who had the lock before has removed the file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _download(folder: Path, missing: Sequence[HubFile], progress: Progress | None) -> None:
     try:
         sources = []
         for file in missing:  # a loop, as the message below names the file
@@ -130,8 +191,6 @@ def download(folder: Path, files: Sequence[HubFile] = FILES, progress: Progress 
             f"{file.target} could not be fetched ({reason}); try again, which goes on from here, or fetch by hand:"
             f"\n{by_hand(left, folder)}"
         ) from error
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error}): choose another folder.") from error
 
 
 def find_detector(folder: Path, name: str, fetch: bool) -> Path:
@@ -207,7 +266,6 @@ def _part(target: Path, source: _Source) -> Path:
     """The file that collects `source`, made if it is not there; the name tells versions of a file apart."""
     version = hashlib.sha256(f"{source.etag} {source.size}".encode()).hexdigest()[:12]
     part = target.with_name(f"{target.name}.{version}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
     for old in target.parent.glob(f"{target.name}.*.part"):
         if old != part:
             old.unlink()

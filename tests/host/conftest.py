@@ -36,8 +36,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A host's models folder, half a gigabyte: removed at the end."""
     folder = tmp_path_factory.mktemp("host") / "models"
     write_models(folder)
+    write_links_to_nowhere(folder / "personalive", "")
+    write_links_to_nowhere(folder / "personalive" / "detectors", ".onnx")
     yield folder
     shutil.rmtree(folder)
+
+
+def write_links_to_nowhere(folder: Path, name: str) -> None:
+    """One that dangles, one to itself, one that cannot even be looked at: none may keep a node from being there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, target in (("gone", "nowhere"), ("itself", f"itself{name}"), ("long", "x" * 300)):
+        (folder / f"{kind}{name}").symlink_to(target)
 
 
 def share_opencv(folder: Path) -> None:
@@ -61,6 +70,8 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     (base / "custom_nodes" / "personalive").symlink_to(REPOSITORY)
     (base / "custom_nodes" / "personalive_tests").symlink_to(HERE / "pack")
     write_inputs(base / "input")
+    for folder in ("input", "output"):
+        write_links_to_nowhere(base / folder / "strange", ".motion.safetensors")
     share_opencv(base / "opencv")
     arguments = os.environ.get("COMFYUI_ARGUMENTS", "--cpu --fp32-text-enc --preview-method auto")
     server = Server(request.param, base, *shlex.split(arguments))

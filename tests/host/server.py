@@ -17,7 +17,9 @@ from pathlib import Path
 
 START_SECONDS = 180
 MESSAGE_SECONDS = 180  # the longest a host may stay silent within a prompt
-PREVIEW_IMAGE = 1  # the host's binary event: 4 bytes event, 4 bytes picture type, the picture
+# The host's binary events: 4 bytes event, then
+PREVIEW_IMAGE = 1  # 4 bytes picture type, the picture
+PROGRESS_TEXT = 3  # 4 bytes length of the node's name, the name, the text
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Run:
     cached: set[str] = field(default_factory=set)
     progress: list[tuple[str, int, int]] = field(default_factory=list)  # node, value, maximum
     previews: dict[str, list[bytes]] = field(default_factory=dict)  # node -> JPEGs
+    texts: dict[str, list[str]] = field(default_factory=dict)  # node -> what it says
+    prompt: str | None = None  # the host's name for it
     interrupted: bool = False
     node: str | None = None  # the one that failed
     error: str | None = None
@@ -129,15 +133,19 @@ class Server:
             run = _complaint(answer)
             if "prompt_id" not in answer:
                 return run
-            ours, running = answer["prompt_id"], None
+            run.prompt, running = answer["prompt_id"], None
             while True:
                 message = messages.receive()
                 if isinstance(message, bytes):
-                    if struct.unpack_from(">I", message)[0] == PREVIEW_IMAGE:
+                    event, length = struct.unpack_from(">II", message)
+                    if event == PREVIEW_IMAGE:
                         run.previews.setdefault(running, []).append(message[8:])
+                    elif event == PROGRESS_TEXT:
+                        name, text = (part.decode() for part in (message[8 : 8 + length], message[8 + length :]))
+                        run.texts.setdefault(name, []).append(text)
                     continue
                 kind, data = message["type"], message["data"]
-                if data.get("prompt_id") != ours:
+                if data.get("prompt_id") != run.prompt:
                     continue
                 if kind == "execution_cached":
                     run.cached.update(data["nodes"])
@@ -158,6 +166,12 @@ class Server:
                     return run
                 elif kind == "execution_success":
                     return run
+
+    def status(self, run: Run) -> str:
+        """ "success" or "error", as the host's history has it a moment after the end."""
+        while not (history := self.get(f"history/{run.prompt}")):
+            time.sleep(0.05)
+        return history[run.prompt]["status"]["status_str"]
 
 
 def python_of(folder: Path) -> str:

@@ -1,9 +1,12 @@
 """Whatever is wrong, one node turns red with one sentence, and the server goes on."""
 
+import shutil
+
 import pytest
 from prompts import node, video, with_own_encoders
+from results import saved, succeed
 
-from media import SIZE
+from media import FRAMES, SIZE, read_frames
 
 pytestmark = pytest.mark.newest_host
 
@@ -36,6 +39,18 @@ def own_encoders(weights: str) -> dict:
     return prompt
 
 
+def trimmed_away(name: str, key: str) -> dict:
+    """Newer hosts can trim a VIDEO, to nothing too."""
+    trim = node("Video Slice", video=["driving", 0], start_time=1000.0, duration=0.5, strict_duration=False)
+    return with_input(name, key, ["bad", 0], bad=trim)
+
+
+def trimmed_portrait() -> dict:
+    prompt = trimmed_away("motion", "driving")
+    prompt["portrait"] = node("PersonaLiveCropPortrait", image=["bad", 0], side=50)
+    return prompt
+
+
 def late_vae() -> dict:
     prompt = with_input("assemble", "vae", ["bad", 0], bad=BAD_VAE)
     prompt["sample"] = node("EmptyLatentImage", width=SIZE, height=SIZE)
@@ -50,6 +65,8 @@ BAD = {
     "empty driving": (picture("empty", "motion", "driving"), "motion", ["no picture"]),
     "driving of NaN": (picture("nan", "motion", "driving"), "motion", ["NaN"]),
     "driving of one pixel": (picture("one pixel", "motion", "driving"), "motion", ["1 x 1", "32"]),
+    "driving trimmed away": (trimmed_away("motion", "driving"), "motion", ["driving.mp4", "1000 s to 1000.5 s"]),
+    "portrait trimmed away": (trimmed_portrait(), "portrait", ["driving.mp4", "1000 s to 1000.5 s"]),
     "video as portrait": (with_input("reference", "image", ["driving", 0]), "reference", ["VIDEO", "IMAGE"]),
     "odd width": (with_input("reference", "width", 132), "reference", ["132", "multiple of 8"]),
     "small height": (with_input("reference", "height", 64), "reference", ["64", "128"]),
@@ -91,6 +108,43 @@ def test_one_sentence(host, prompt, name, words):
     assert run.node == name, run
     sentence = run.error.partition("\n")[0]  # missing files are listed under it
     assert len(sentence) < 300 and all(word in sentence for word in words), run.error
+
+
+def test_a_prompt_without_a_valid_output_is_refused(host):
+    """Nothing of it runs; its one Load PersonaLive Model could."""
+    run = host.run(with_input("sample", "steps", 5))
+    assert run.prompt is None and run.error_type
+
+
+def test_images_that_are_switched_off_fail_whoever_takes_them(host):
+    """Also where the host has the video in its cache."""
+    prompt = video() | {"pictures": node("PreviewImage", images=["assemble", 1])}
+    for _ in range(2):
+        run = host.run(prompt)
+        assert run.node == "pictures" and run.error == (
+            "switch on 'images' in Assemble Video to get the frames as images."
+        )
+        assert host.status(run) == "error"
+    assert "assemble" in run.cached
+
+
+def test_the_temporary_folder_is_removed(host):
+    """While a video is written into it: one sentence. Afterwards, while the host has the video in its cache: another
+    is made."""
+    removed = []
+
+    def remove(name: str, value: int) -> None:
+        if name == "assemble" and not removed:
+            removed.append(value)
+            shutil.rmtree(host.base / "temp")
+
+    prompt = video(seed=11)
+    run = host.run(prompt, remove)
+    assert run.node == "assemble" and f"{host.base / 'temp'} was removed" in run.error and "run again" in run.error
+    succeed(host, prompt)
+    shutil.rmtree(host.base / "temp")
+    prompt["save"]["inputs"]["filename_prefix"] = "video/again"
+    assert len(read_frames(saved(host, succeed(host, prompt), "save"))) == FRAMES
 
 
 def test_server_goes_on(host):

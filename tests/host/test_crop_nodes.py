@@ -111,6 +111,31 @@ def paste(**options) -> dict:
     }
 
 
+@pytest.mark.newest_host
+def test_what_is_left_out_is_said(host):
+    """Of two portraits the second, of three squares for two pictures the third."""
+    prompt = crop(side=176, x=40, y=60) | {
+        "two": node("RepeatImageBatch", image=["group", 0], amount=2),
+        "three": node("RepeatImageBatch", image=["crop", 0], amount=3),
+        **paste(picture=["two", 0], animated=["three", 0]),
+        "save": node("SaveVideo", video=["back", 0], filename_prefix="video/x", format="auto", codec="auto"),
+        **{name: item for name, item in sampling().items() if name in ("model", "vae", "clip_vision", "reference")},
+        "shown": node("PreviewAny", source=["reference", 0]),
+    }
+    for name in ("crop", "reference"):
+        prompt[name]["inputs"]["image"] = ["two", 0]
+    run = succeed(host, prompt)
+    first = "2 images came in: the first is used. Connect a single one to use another."
+    assert run.texts == {
+        "crop": [first],
+        "reference": [first],
+        "back": [
+            "3 images are taken as 25 frames a second (0.1 s): set 'frame_rate' if they were made at another rate.",
+            "the picture has 2 frames, the animated video 3: the result has 2.",
+        ],
+    }
+
+
 def test_round_trip(host):
     prompt = crop(detector="drawn.onnx") | paste(images=True)
     prompt |= {

@@ -69,6 +69,9 @@ def test_the_template_gives_the_cores_frames(host, expected):
 
 def test_download_and_convert_leave_the_package_alone(host):
     before = {path: path.stat().st_mtime_ns for path in MINIATURE.rglob("*")}
-    load = {"model": node("PersonaLiveLoadModel", weights="miniature", download=True, convert=True)}
+    load = {
+        "model": node("PersonaLiveLoadModel", weights="miniature", download=True, convert=True),
+        "shown": node("PreviewAny", source=["model", 0]),
+    }
     succeed(host, load)
     assert {path: path.stat().st_mtime_ns for path in MINIATURE.rglob("*")} == before

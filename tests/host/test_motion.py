@@ -46,7 +46,8 @@ def test_trimmed_looped_and_at_another_rate(host):
     prompt = adjusted(start=1, count=4, frame_rate=float(2 * RATE), loop=2, back_and_forth=True)
     assert len(latents(host, succeed(host, prompt))) == 8 + 7
     prompt = video() | {
-        "adjust": node("PersonaLiveAdjustMotion", motion=["motion", 0], audio=["motion", 2], start=2),
+        "float": node("TestFloatRate", audio=["motion", 2]),
+        "adjust": node("PersonaLiveAdjustMotion", motion=["motion", 0], audio=["float", 0], start=2),
     }
     prompt["sample"]["inputs"]["motion"] = ["adjust", 0]
     prompt["assemble"]["inputs"] |= {"frame_rate": ["adjust", 1], "audio": ["adjust", 2]}

@@ -33,6 +33,19 @@ NODES = {
 }
 
 
+LISTED = (
+    ("PersonaLiveLoadModel", "weights"),
+    ("PersonaLiveLoadMotion", "file"),
+    ("PersonaLiveCropPortrait", "detector"),
+)
+
+
+def options(host: Server, name: str, key: str) -> list[str]:
+    """What can be chosen; older hosts have it in another place."""
+    kind, described = host.nodes[name]["input"]["required"][key]
+    return kind if isinstance(kind, list) else described["options"]
+
+
 def test_nodes_are_described(host):
     ours = {name: info for name, info in host.nodes.items() if name.startswith("PersonaLive")}
     assert set(ours) == NODES
@@ -43,6 +56,8 @@ def test_nodes_are_described(host):
             for key, (_, options) in inputs.items():
                 assert options.get("tooltip"), f"{name}.{key} has no tooltip"
         assert host.get_bytes(f"extensions/personalive/docs/{name}.md")
+    described = [options(host, name, key) for name, key in LISTED]
+    assert not [name for names in described for name in names if name.startswith(("gone", "itself", "long", "strange"))]
     order = host.nodes["PersonaLiveSample"]["input_order"]
     assert [*order["required"], *order.get("optional", [])][-1] == "seed"
 
@@ -124,7 +139,11 @@ def test_another_seed_reuses_reference_and_motion(host):
 def test_images_and_video_drive_alike(host):
     images = {"file": node("LoadVideo", file="driving.mp4"), "driving": node("GetVideoComponents", video=["file", 0])}
     a = latents(host, succeed(host, sampling(seed=2)))
-    b = latents(host, succeed(host, sampling(seed=2) | images))
+    run = succeed(host, sampling(seed=2) | images)
+    b = latents(host, run)
+    assert run.texts["motion"] == [
+        f"{FRAMES} images are taken as 25 frames a second (0.2 s): set 'frame_rate' if they were made at another rate."
+    ]
     assert (a - b).norm() / a.norm() < 0.02  # the host's own decoder rounds colours otherwise
 
 

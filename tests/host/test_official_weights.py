@@ -4,7 +4,6 @@ serves the small set under the published names. `fresh` empties the host's model
 import os
 import shlex
 import shutil
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 from prompts import node, sampling, with_own_encoders
 from safetensors.torch import save_file
-from server import Server, WebSocket
+from server import Server
 
 from hub_stand_in import StandIn
 from media import write_inputs
@@ -30,7 +29,6 @@ TARGETS = {
 }
 """Part -> where the node has to put it, in the host's models folder."""
 FOLDERS = ("sd-vae-ft-mse", "sd-image-variations-diffusers")  # VAE and image encoder as other tools have them
-PROGRESS_TEXT = 3  # the host's binary event
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,10 @@ def fresh(host: Server, stand_in: StandIn) -> None:
 
 
 def load(**inputs) -> dict:
-    return {"model": node("PersonaLiveLoadModel", **{"weights": "official", "download": True, **inputs})}
+    return {
+        "model": node("PersonaLiveLoadModel", **{"weights": "official", "download": True, **inputs}),
+        "shown": node("PreviewAny", source=["model", 0]),
+    }
 
 
 def template(**inputs) -> dict:
@@ -209,7 +210,7 @@ def test_a_new_user_runs_the_template_once(host, stand_in, fresh):
 
     requests = stand_in.requests
     run = host.run(template(precision="fp32"))
-    assert run.error is None and run.outputs["latents"]
+    assert run.error is None and {"model", "encoders", "reference", "sample"} <= run.cached
     assert stand_in.requests == requests
 
 
@@ -222,13 +223,9 @@ def test_hosts_own_loaders_take_the_fetched_files(host):
 
 
 def test_convert(host):
-    with WebSocket(host.port, "/ws?clientId=watcher") as messages:
-        run = host.run(load(precision="fp32", download=False, convert=True))
-        assert run.error is None
-        while not isinstance(message := messages.receive(), bytes):
-            pass
-    assert struct.unpack_from(">I", message)[0] == PROGRESS_TEXT
-    for text in (message.decode(), host.log_text()):
+    run = host.run(load(precision="fp32", download=False, convert=True))
+    assert run.error is None
+    for text in (*run.texts["model"], host.log_text()):
         assert f"You may delete {', '.join(f'{name}.pth' for name in CHECKPOINTS)}" in text
     converted = {f"personalive/personalive/{name}.safetensors" for name in CHECKPOINTS}
     assert files_in(host) == set(TARGETS.values()) | converted

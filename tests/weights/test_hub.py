@@ -1,5 +1,8 @@
 """Fetching, against a stand-in for the hub on this machine: breaks, resuming, wrong answers."""
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +78,48 @@ def test_the_next_run_goes_on_where_a_stopped_one_left(stand_in, tmp_path):
     assert (tmp_path / "part/large.pth").read_bytes() == CONTENT
 
 
+OTHER = """
+import sys
+from pathlib import Path
+from personalive_core.weights import hub
+
+hub.REVISIONS["owner/model"] = "main"
+hub.download(Path(sys.argv[1]), [hub.HubFile("a", "owner/model", "deep/in/large.pth", "part/large.pth", 1)])
+"""
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_one_process_waits_for_another_that_fetches_into_the_folder(stand_in, tmp_path, dies):
+    class Cancel(Exception):
+        pass
+
+    def cancel(name, done, total):
+        raise Cancel(name)
+
+    calls = []
+
+    def watch(*call):
+        calls.append(call)
+        if dies:
+            other.kill()
+
+    stand_in.pause = 0.05
+    with subprocess.Popen([sys.executable, "-c", OTHER, tmp_path]) as other:
+        while stand_in.sent < 200_000:
+            assert other.poll() is None
+            time.sleep(0.01)
+        with pytest.raises(Cancel, match=f"another process is fetching into {tmp_path / 'part'}"):
+            fetch(tmp_path, progress=cancel)
+        assert stand_in.requests == 2  # of the other one
+        fetch(tmp_path, progress=watch)
+    assert calls[0] == (f"another process is fetching into {tmp_path / 'part'}: waiting for it", 0, 0)
+    assert bool(other.returncode) == dies
+    assert files_in(tmp_path) == ["model/config.json", "part/large.pth"]
+    assert (tmp_path / "part/large.pth").read_bytes() == CONTENT
+    starts = [start for _, start in stand_in.starts]
+    assert starts[0] == 0 and len(starts) == 1 + dies and (not dies or 0 < starts[1] < len(CONTENT))
+
+
 def test_a_server_that_sends_the_whole_file_again(stand_in, tmp_path):
     stand_in.drops, stand_in.ranges = [300_000], False
     calls = []
@@ -129,6 +174,10 @@ def test_too_little_disk_is_found_before_the_first_byte(stand_in, tmp_path, monk
     with pytest.raises(InputError, match=r"0\.00 GB free"):
         fetch(tmp_path)
     assert stand_in.sent == 0
+
+
+def test_a_folder_that_cannot_be_looked_at_has_no_weights(tmp_path):
+    assert find_weights(tmp_path / ("x" * 300)).missing == hub.FILES
 
 
 def test_an_absolute_target_is_elsewhere_and_its_disk_is_checked(stand_in, tmp_path, monkeypatch):

@@ -28,6 +28,19 @@ class TestPicture:
         return (PICTURES[kind](),)
 
 
+class TestFloatRate:
+    """Sound with its rate as a float, as some nodes make it."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "make", ("AUDIO",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"audio": ("AUDIO",)}}
+
+    def make(self, audio):
+        return ({**audio, "sample_rate": float(audio["sample_rate"])},)
+
+
 class TestOutOfMemory:
     """Passes the model on; the next call of its denoising UNet finds no memory, the one after that does."""
 
@@ -133,6 +146,7 @@ def _loaded():
 
 NODE_CLASS_MAPPINGS = {
     "TestPicture": TestPicture,
+    "TestFloatRate": TestFloatRate,
     "TestOutOfMemory": TestOutOfMemory,
     "TestConditioning": TestConditioning,
     "TestDecoders": TestDecoders,
