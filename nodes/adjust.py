@@ -14,6 +14,7 @@ from ..personalive_core.motion.performance import (
 from .driving import to_rate
 from .motion import MotionType, NodeMotion
 from .reference import NodeReference, ReferenceType
+from .say import say
 
 
 def _strength(name: str, default: float, tooltip: str) -> io.Float.Input:
@@ -115,8 +116,9 @@ class AdjustMotion(io.ComfyNode):
         )
         performance = before.adjusted(adjustment)
         seen = motion.seen and [motion.seen[i] for i in before.nearest_frames(adjustment)]
-        if loop > 1:
-            audio = None  # a loop has no sound
+        if loop > 1 and audio is not None:
+            say(f"The motion is played {loop} times: a loop has no sound, and the audio is left out.")
+            audio = None
         if audio is not None:
             part = start / before.frame_rate, len(performance.motion) / performance.frame_rate
             audio = {**audio, "waveform": trim_audio(audio["waveform"], audio["sample_rate"], *part)}

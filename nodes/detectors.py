@@ -1,5 +1,6 @@
 """Face detectors: YuNet from the hub, and files in the host's folders."""
 
+import os
 from pathlib import Path
 
 import folder_paths
@@ -21,7 +22,11 @@ def _own_files() -> dict[str, Path]:
     """Name -> path of each file in models/personalive/detectors that the user put there."""
     files = (file for folder in _folders() for file in entries(folder / "detectors"))
     fetched = {Path(file.target).name for file in DETECTORS.values()}
-    return {file.name: file for file in files if file.suffix.lower() == SUFFIX and file.name not in fetched}
+    return {
+        file.name: file
+        for file in files
+        if file.suffix.lower() == SUFFIX and os.path.isfile(file) and file.name not in fetched
+    }
 
 
 def detector_input() -> io.Combo.Input:

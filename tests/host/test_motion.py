@@ -43,8 +43,10 @@ def test_strengths_of_one_change_no_bit_and_others_do(host):
 
 @pytest.mark.newest_host
 def test_trimmed_looped_and_at_another_rate(host):
-    prompt = adjusted(start=1, count=4, frame_rate=float(2 * RATE), loop=2, back_and_forth=True)
-    assert len(latents(host, succeed(host, prompt))) == 8 + 7
+    prompt = adjusted(start=1, count=4, frame_rate=float(2 * RATE), loop=2, back_and_forth=True, audio=["motion", 2])
+    run = succeed(host, prompt)
+    assert len(latents(host, run)) == 8 + 7
+    assert run.texts["adjust"] == ["The motion is played 2 times: a loop has no sound, and the audio is left out."]
     prompt = video() | {
         "float": node("TestFloatRate", audio=["motion", 2]),
         "adjust": node("PersonaLiveAdjustMotion", motion=["motion", 0], audio=["float", 0], start=2),

@@ -40,7 +40,7 @@ LISTED = (
 )
 
 
-def options(host: Server, name: str, key: str) -> list[str]:
+def choices(host: Server, name: str, key: str) -> list[str]:
     """What can be chosen; older hosts have it in another place."""
     kind, described = host.nodes[name]["input"]["required"][key]
     return kind if isinstance(kind, list) else described["options"]
@@ -56,7 +56,7 @@ def test_nodes_are_described(host):
             for key, (_, options) in inputs.items():
                 assert options.get("tooltip"), f"{name}.{key} has no tooltip"
         assert host.get_bytes(f"extensions/personalive/docs/{name}.md")
-    described = [options(host, name, key) for name, key in LISTED]
+    described = [choices(host, name, key) for name, key in LISTED]
     assert not [name for names in described for name in names if name.startswith(("gone", "itself", "long", "strange"))]
     order = host.nodes["PersonaLiveSample"]["input_order"]
     assert [*order["required"], *order.get("optional", [])][-1] == "seed"

@@ -25,6 +25,7 @@ LARGE_ADDRESS = "/owner/model/resolve/main/deep/in/large.pth"
 def stand_in(monkeypatch):
     monkeypatch.setitem(hub.REVISIONS, "owner/model", "main")
     monkeypatch.setattr(hub, "_PAUSE", 0)
+    monkeypatch.setattr(hub, "_LOOK", 0.02)
     with StandIn({LARGE_ADDRESS: CONTENT, "/owner/model/resolve/main/config.json": b"{}"}) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -103,7 +104,7 @@ def test_one_process_waits_for_another_that_fetches_into_the_folder(stand_in, tm
         if dies:
             other.kill()
 
-    stand_in.pause = 0.05
+    stand_in.pause = 0.03
     with subprocess.Popen([sys.executable, "-c", OTHER, tmp_path]) as other:
         while stand_in.sent < 200_000:
             assert other.poll() is None
