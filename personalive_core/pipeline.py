@@ -1,6 +1,6 @@
 """The whole way without a host: diffusers' VAE and transformers' image encoder around the core."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from .sampling.cuda import DecodedFrames, GraphedNetwork, can_capture, on_stream
 from .sampling.keyframes import KeyframeSettings
 from .sampling.reference import Reference, check_size, encode_reference
 from .sampling.schedule import Schedule
-from .sampling.stream import Stream
+from .sampling.stream import Stream, StreamState
 from .weights.find import WeightFiles
 from .weights.load import load_network, meta_networks, network_dtype, some_keys
 
@@ -190,6 +190,8 @@ class Pipeline:
         keyframes: KeyframeSettings | None = None,
         strength: Strength = PUBLISHED,
         neutral: Motion | None = None,
+        resume: Path | None = None,
+        watch: Callable[[StreamState], None] | None = None,
     ) -> Generator[np.ndarray, None, None]:
         """Motion in pieces of any length -> as many animated frames, up to four at a time.
 
@@ -201,6 +203,9 @@ class Pipeline:
             keyframes: When a frame becomes a keyframe; None is as published.
             strength: How much of the motion is taken.
             neutral: The driver's motion that counts as normal, one frame; None takes the first.
+            resume: A file that `StreamState.save` wrote. The motion still comes from its beginning on; the frames go on
+                from there.
+            watch: Gets the state after each window before the last motion has come.
 
         Raises:
             InputError: A setting makes no sense, or half precision overflowed.
@@ -208,11 +213,16 @@ class Pipeline:
         stream = self.stream(reference, steps, keyframes, strength)
 
         def windows() -> Iterator[Tensor]:
-            state = None
+            state = stream.resume(resume) if resume else None
+            known = state.frames if state else 0
             for motion in motions:
+                motion, known = motion[known:], max(0, known - len(motion))
                 if len(motion):
                     state = state or stream.start(motion, seed, neutral)
-                    yield from stream.push(state, motion)
+                    for latents in stream.push(state, motion):
+                        yield latents
+                        if watch:
+                            watch(state)
             if state is not None:
                 yield from stream.flush(state)
 

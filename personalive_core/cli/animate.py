@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from tqdm import tqdm
 
 from ..device import pick_device
 from ..errors import InputError
-from ..media.video_writer import VideoWriter
+from ..media.video_writer import VideoWriter, find_partial
 from ..motion.extraction import driving_frames
 from ..motion.motion import Motion, MotionRecord
 from ..motion.performance import Performance
@@ -27,6 +29,7 @@ from .crop_options import CropOptions, add_crop_options
 from .download import fetch
 from .motion_options import Recorder, add_motion_options, adjustment_of, open_driver
 from .options import SIZES, add_device_options
+from .outputs import Checkpoint, check_outputs, stopped_by_signals
 
 
 def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.ArgumentParser]) -> None:
@@ -36,6 +39,10 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     )
     animate.add_argument(
         "--output", "-o", type=Path, metavar="FILE", help="video to write; without it outputs/output_TIMESTAMP.mp4"
+    )
+    animate.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    animate.add_argument(
+        "--resume", action="store_true", help="go on with a run that ended early; give it the same options and -o"
     )
     animate.add_argument("--width", "-W", type=int, default=512, metavar="N", help=f"pixels, {SIZES}")
     animate.add_argument("--height", "-H", type=int, default=512, metavar="N", help=f"pixels, {SIZES}")
@@ -54,6 +61,14 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
 
 def run(options: argparse.Namespace) -> None:
     """Raises InputError, before any work, for options that cannot be and files that cannot be read or written."""
+    if options.resume and not options.output:
+        raise InputError("--resume needs -o: the name of the video that the run which ended early was to write.")
+    output = options.output or Path(f"outputs/output_{datetime.now():%Y%m%d_%H%M%S}.mp4")
+    with stopped_by_signals(), ExitStack() as files:
+        _animate(options, output, files)
+
+
+def _animate(options: argparse.Namespace, output: Path, files: ExitStack) -> None:
     from transformers.utils import logging as transformers_logging
 
     from ..pipeline import Pipeline
@@ -63,85 +78,128 @@ def run(options: argparse.Namespace) -> None:
     Schedule(options.steps)  # refuses other counts
     check_size(options.width, options.height)
     pick_device(options.device)
+    inputs = {
+        "--ref-image": options.ref_image,
+        "--driving-video": options.driving_video,
+        "--motion": options.motion,
+    }
+    outputs = {"--output": output, "--save-motion": options.save_motion, "--sheet": options.sheet}
+    if not options.resume or not options.crop_preview or not options.crop_preview.is_file():
+        outputs["--crop-preview"] = options.crop_preview
+    check_outputs(outputs, inputs, overwrite=options.overwrite)
     crop = CropOptions(options)
-    output = options.output or Path(f"outputs/output_{datetime.now():%Y%m%d_%H%M%S}.mp4")
-    _check_outputs(
-        [output, options.save_motion, options.sheet], [options.ref_image, options.motion, options.driving_video]
+    checkpoint = Checkpoint(output, _settings(options, [path for path in inputs.values() if path]))
+    earlier = find_partial(output)
+    if earlier and not (options.resume or options.overwrite):
+        raise InputError(
+            f"{earlier} is what a run that ended early had written; it plays. --resume goes on from there, and "
+            "--overwrite begins again."
+        )
+    begin, sheet_results = checkpoint.load() if options.resume and earlier else (0, {})
+    if options.resume and not begin:
+        print("there is nothing to resume: beginning with the first frame", file=sys.stderr)
+    driver = files.enter_context(open_driver(options, adjustment))
+    frame_rate = driver.result_rate(adjustment)
+    keyframes = KeyframeSettings.in_seconds(
+        options.keyframes, options.keyframe_threshold, options.return_every, frame_rate
     )
-    with ExitStack() as files:
-        driver = files.enter_context(open_driver(options, adjustment))
-        frame_rate = driver.result_rate(adjustment)
-        keyframes = KeyframeSettings.in_seconds(
-            options.keyframes, options.keyframe_threshold, options.return_every, frame_rate
+    files.push(partial(_name_partial, output))
+    video = files.enter_context(
+        VideoWriter(
+            output,
+            *crop.output_size,
+            frame_rate,
+            time_base=driver.result_time_base(adjustment),
+            audio_from=driver.audio_from,
+            audio_start=driver.audio_start,
+            resumable=True,
+            resume_at=begin,
         )
-        video = files.enter_context(
-            VideoWriter(
-                output,
-                *crop.output_size,
-                frame_rate,
-                time_base=driver.result_time_base(adjustment),
-                audio_from=driver.audio_from,
-                audio_start=driver.audio_start,
-            )
-        )
-        if options.download:
-            fetch(options.weights)
-        pipeline = Pipeline.load(find_weights(options.weights), options.device, options.dtype, options.small_decoder)
-        networks = pipeline.motion_extractor, pipeline.device
-        reference = pipeline.encode_reference(crop.portrait(*networks))
-        recorder = Recorder(options.save_motion, options.sheet, adjustment.keeps_frames)
+    )
+    if not begin:
+        checkpoint.remove()
+    if driver.left_out:
+        left_out = f"{driver.left_out} frames of {driver.name}"
+        print(f"--max-frames {options.max_frames} leaves out {left_out}; --max-frames 0 takes all", file=sys.stderr)
+    if options.download:
+        fetch(options.weights)
+    pipeline = Pipeline.load(find_weights(options.weights), options.device, options.dtype, options.small_decoder)
+    networks = pipeline.motion_extractor, pipeline.device
+    reference = pipeline.encode_reference(crop.portrait(*networks))
+    recorder = Recorder(options.save_motion, options.sheet, adjustment.keeps_frames)
+    recorder.resume(begin, sheet_results)
 
-        performance, total = driver.performance, driver.result_count(adjustment)
-        motions: Iterable[Motion] = []
-        if performance is None:
-            frames = recorder.frames(driving_frames(driver.frames, crop.driving(*networks), options.mirror))
-            motions = pipeline.motions(frames, not options.no_hold)
-        if performance is None and adjustment.needs_all_frames:
-            record, times = MotionRecord(), recorder.times
-            for motion in tqdm(motions, "motion", unit_scale=4, unit="frame", leave=False):
-                record.append(motion)
-            performance = Performance.extracted(record.motion(), driver.frame_rate, driver.name, tuple(times))
-            performance = performance.adjusted(replace(adjustment, start=0, count=0))  # only these frames were read
-        strength, neutral = adjustment.strength, None
-        if performance is not None:
-            strength, neutral, total = performance.strength, performance.neutral, len(performance.motion)
-            motions = [performance.motion]
-            if driver.performance or not adjustment.keeps_frames:
-                recorder.times = deque(performance.frame_times)
+    performance, total = driver.performance, driver.result_count(adjustment)
+    motions: Iterable[Motion] = []
+    if performance is None:
+        frames = recorder.frames(driving_frames(driver.frames, crop.driving(*networks), options.mirror))
+        motions = pipeline.motions(frames, not options.no_hold)
+    if performance is None and adjustment.needs_all_frames:
+        record, times = MotionRecord(), recorder.times
+        for motion in tqdm(motions, "motion", unit_scale=4, unit="frame", leave=False):
+            record.append(motion)
+        performance = Performance.extracted(record.motion(), driver.frame_rate, driver.name, tuple(times))
+        performance = performance.adjusted(replace(adjustment, start=0, count=0))  # only these frames were read
+    strength, neutral = adjustment.strength, None
+    if performance is not None:
+        strength, neutral, total = performance.strength, performance.neutral, len(performance.motion)
+        motions = [performance.motion]
+        if driver.performance or not adjustment.keeps_frames:
+            recorder.times = deque(performance.frame_times)
 
-        animated = pipeline.animate_motion(
-            reference,
-            recorder.motions(motions, reference.motion, strength, neutral),
-            steps=options.steps,
-            seed=options.seed,
-            keyframes=keyframes,
-            strength=strength,
-            neutral=neutral,
-        )
-        begun, done = time.perf_counter(), 0
-        with tqdm(total=total, unit="frame") as bar, closing(animated):
-            try:
-                for chunk in animated:
-                    for pixels in chunk:
-                        video.write(crop.finish(pixels), recorder.times.popleft())
-                        recorder.result(pixels)
-                        done += 1
-                        bar.update()
-            except KeyboardInterrupt:
-                print(f"\nstopped after {done} frames{f'; they are in {output}' if done else ''}", file=sys.stderr)
-                raise
-    recorder.write(performance, driver.name, frame_rate, strength)
+    animated = pipeline.animate_motion(
+        reference,
+        recorder.motions(motions, reference.motion, strength, neutral),
+        steps=options.steps,
+        seed=options.seed,
+        keyframes=keyframes,
+        strength=strength,
+        neutral=neutral,
+        resume=checkpoint.path if begin else None,
+        watch=checkpoint.watch,
+    )
+    result_times = islice(iter(lambda: recorder.times.popleft(), None), begin, None)  # known as motion comes
+    begun, done, is_stopped = time.perf_counter(), begin, False
+    with tqdm(total=total, initial=begin, unit="frame") as bar, closing(animated):
+        try:
+            for chunk in animated:
+                for pixels in chunk:
+                    video.write(crop.finish(pixels), next(result_times))
+                    recorder.result(pixels)
+                    done += 1
+                    bar.update()
+                checkpoint.save(video, recorder.tensors())
+        except KeyboardInterrupt:
+            is_stopped = True
+            video.finish()  # before anything that a closed terminal might fail
+    if is_stopped and done == begin:
+        raise KeyboardInterrupt
+    video.finish()
+    checkpoint.remove()
+    if is_stopped:
+        print(f"stopped after {done} frames; they are in {output}", file=sys.stderr)
+    else:
+        speed = (done - begin) / (time.perf_counter() - begun)
+        print(f"{output}: {done} frames, {speed:.1f} a second{_peak_memory()}")
+    if driver.left_out is None and driver.video and next(driver.video, None):
+        print(f"--max-frames {options.max_frames} leaves out frames; --max-frames 0 takes all", file=sys.stderr)
     if driver.video and driver.video.problem:
         print(f"warning: {driver.video.problem}", file=sys.stderr)
-    print(f"{output}: {done} frames, {done / (time.perf_counter() - begun):.1f} a second{_peak_memory()}")
+    recorder.write(performance, driver.name, frame_rate, strength)
+    if is_stopped:
+        raise KeyboardInterrupt
 
 
-def _check_outputs(outputs: list[Path | None], inputs: list[Path | None]) -> None:
-    written = [file.absolute() for file in outputs if file]
-    read = {file.absolute() for file in inputs if file}
-    for file in written:
-        if file in read or written.count(file) > 1:
-            raise InputError(f"{file} is read or written already and would be overwritten: give it another name.")
+def _settings(options: argparse.Namespace, inputs: list[Path]) -> dict[str, str]:
+    """What a run that goes on must have in common with the one before: options, and the sizes of the input files."""
+    free = {"run", "verbose", "output", "overwrite", "resume", "download", "save_motion", "sheet", "crop_preview"}
+    same = {f"--{name.replace('_', '-')}": str(value) for name, value in vars(options).items() if name not in free}
+    return same | {f"a {path.name} of": f"{path.stat().st_size} bytes" for path in inputs if path.is_file()}
+
+
+def _name_partial(output: Path, kind: type[BaseException] | None, *_) -> None:
+    if kind and issubclass(kind, Exception) and (partial := find_partial(output)):
+        print(f"{partial} is what was written; it plays, and --resume goes on from there", file=sys.stderr)
 
 
 def _peak_memory() -> str:

@@ -29,6 +29,7 @@ from ..media.pictures import fit_picture, read_picture
 from ..motion.extraction import DrivingFrame
 from ..networks.motion_extractor import MotionExtractor
 from ..weights.hub import DETECTORS, find_detector
+from .outputs import save_picture
 
 
 def add_crop_options(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +133,8 @@ class CropOptions:
                 vertical_offset=options.vertical_offset,
             )
         if options.crop_preview:
-            Image.fromarray(draw_crop(picture, found.crop, found.faces, found.face)).save(options.crop_preview)
+            preview = draw_crop(picture, found.crop, found.faces, found.face)
+            save_picture(Image.fromarray(preview), options.crop_preview)
         if options.paste_back:
             self._back = PasteBack(
                 found.crop, options.width, feather=options.feather, match_colours=options.match_colours

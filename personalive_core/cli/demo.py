@@ -14,6 +14,7 @@ from ..media.pictures import contact_sheet, read_picture
 from ..media.video_reader import VideoReader
 from ..media.video_writer import VideoWriter
 from ..weights.find import EXAMPLE, MINIATURE, find_weights
+from .outputs import check_outputs, save_picture, stopped_by_signals
 
 COLUMNS = 8  # moments on the sheet
 
@@ -23,11 +24,15 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     demo.add_argument(
         "--output", "-o", type=Path, default=Path("outputs/demo.mp4"), metavar="FILE", help="video to write"
     )
+    demo.add_argument("--overwrite", action="store_true", help="replace files that exist")
     demo.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    run_demo(options.output)
+    video, sheet = options.output, options.output.with_suffix(".png")
+    check_outputs({"--output": video, "its sheet": sheet}, {"the example": EXAMPLE}, overwrite=options.overwrite)
+    with stopped_by_signals():
+        run_demo(video)
 
 
 def run_demo(output: Path) -> None:
@@ -56,7 +61,7 @@ def run_demo(output: Path) -> None:
     sheet, blank = output.with_suffix(".png"), np.full_like(portrait, 255)
     rows = ((portrait, driving), (blank, results), (blank, answers))
     step = len(driving) // COLUMNS
-    Image.fromarray(contact_sheet([[left, *row[::step]] for left, row in rows])).save(sheet)
+    save_picture(Image.fromarray(contact_sheet([[left, *row[::step]] for left, row in rows])), sheet)
     print(f"{output}: {len(results)} frames of {width} x {height}; {sheet}: portrait and driver, result, right answer.")
     print("This is the miniature, which knows drawn faces alone: `download` has the weights for real ones.")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..errors import InputError
 from ..media.contact_sheet import ContactSheet
@@ -33,6 +34,7 @@ from ..motion.performance import (
     retarget_motion,
 )
 from ..sampling.keyframes import MAX_KEYFRAMES, KeyframeSettings
+from .outputs import save_picture
 
 CLOCK = Fraction(1, 90000)  # seconds: MPEG's own unit of time
 
@@ -138,7 +140,7 @@ class Driver:
     """What drives: frames of a video with their times, or a performance from a file, already adjusted.
 
     frame_rate and time_base are the source's; count is the number of frames, None where the file does not tell; the
-    sound is that of `audio_from` from the second `audio_start` on.
+    sound is that of `audio_from` from the second `audio_start` on; left_out is how many frames --max-frames cuts off.
     """
 
     name: str
@@ -150,6 +152,7 @@ class Driver:
     audio_from: Path | None = None
     audio_start: Fraction = Fraction(0)
     video: VideoReader | None = None
+    left_out: int | None = 0
 
     def result_rate(self, adjustment: Adjustment) -> Fraction:
         return adjustment.frame_rate or self.frame_rate
@@ -173,8 +176,10 @@ class Driver:
 def open_driver(options: argparse.Namespace, adjustment: Adjustment) -> Iterator[Driver]:
     """Raises InputError where the file cannot be read, or has no frame to use."""
     if options.motion:
-        performance = load_motion(options.motion).adjusted(adjustment)
-        yield Driver(performance.source, performance.frame_rate, None, performance=performance)
+        whole = load_motion(options.motion)
+        performance = whole.adjusted(adjustment)
+        left_out = _left_out(len(whole.motion), adjustment)
+        yield Driver(performance.source, performance.frame_rate, None, performance=performance, left_out=left_out)
         return
     with VideoReader(options.driving_video) as video:
         begin, frames = trim_frames(video, adjustment.start, adjustment.count)
@@ -189,7 +194,14 @@ def open_driver(options: argparse.Namespace, adjustment: Adjustment) -> Iterator
             audio_from=options.driving_video if has_audio else None,
             audio_start=begin,
             video=video,
+            left_out=_left_out(metadata.frame_count, adjustment),
         )
+
+
+def _left_out(frames: int | None, adjustment: Adjustment) -> int | None:
+    if adjustment.count == 0:
+        return 0
+    return None if frames is None else max(0, frames - adjustment.start - adjustment.count)
 
 
 class Recorder:
@@ -203,6 +215,17 @@ class Recorder:
         self._record, self._all_times = MotionRecord(), list[Fraction]()
         self._held = bytearray()
         self._results = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What cannot be had again in a run that goes on: the sheet's results."""
+        return {str(i): torch.from_numpy(tile) for i, tile in self._sheet.results().items()} if self._sheet else {}
+
+    def resume(self, results: int, tensors: dict[str, Tensor]) -> None:
+        """Goes on after so many results, with the `tensors` from then; frames and motion come from their beginning."""
+        self._results = results
+        for i, tile in sorted((int(key), tile.numpy()) for key, tile in tensors.items()):
+            if self._sheet:
+                self._sheet.add_result(i, tile)
 
     def frames(self, frames: Iterable[DrivingFrame]) -> Iterator[DrivingFrame]:
         """The same frames."""
@@ -240,15 +263,20 @@ class Recorder:
         self._results += 1
 
     def write(self, performance: Performance | None, name: str, frame_rate: Fraction, strength: Strength) -> None:
-        """Writes the files that were asked for, and says which frames were held. Without a whole performance it is
-        made of what was recorded."""
-        if self._motion_file:
-            if performance is None:
-                extracted = Performance.extracted(self._record.motion(), frame_rate, name, self._all_times)
-                performance = replace(extracted, strength=strength)
-            save_motion(performance, self._motion_file)
-        if self._sheet and self._sheet_file:
-            self._sheet_file.parent.mkdir(parents=True, exist_ok=True)
-            self._sheet.image().save(self._sheet_file)
-        if held := describe_held(torch.tensor(list(self._held))):
+        """Says which frames were held, and writes the files that were asked for, of the frames that are done. Without a
+        whole performance it is made of what was recorded."""
+        done = self._results
+        if held := describe_held(torch.tensor(list(self._held[:done]))):
             print(held, file=sys.stderr)
+        try:
+            if self._motion_file:
+                if performance is None:
+                    motion, times = self._record.motion()[:done], self._all_times[:done]
+                    performance = replace(Performance.extracted(motion, frame_rate, name, times), strength=strength)
+                finished = replace(
+                    performance, motion=performance.motion[:done], times=performance.times and performance.times[:done]
+                )
+                save_motion(finished, self._motion_file)
+        finally:
+            if self._sheet and self._sheet_file:
+                save_picture(self._sheet.image(), self._sheet_file)

@@ -71,6 +71,10 @@ class ContactSheet:
             ImageDraw.Draw(tile).rectangle((0, 0, self.tile - 1, self.tile - 1), outline=HELD, width=BORDER)
         self._tiles[kind, index] = tile
 
+    def results(self) -> dict[int, np.ndarray]:
+        """The animated frames that are kept so far, small, by number."""
+        return {index: np.array(tile) for (kind, index), tile in self._tiles.items() if kind == "result"}
+
     def image(self) -> Image.Image:
         """The sheet. A kind without pictures has no line; a frame that lacks one of the others is left out."""
         kinds = [kind for kind in KINDS if any(key[0] == kind for key in self._tiles)]

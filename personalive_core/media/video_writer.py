@@ -1,10 +1,13 @@
-"""Write video with PyAV, frame by frame: memory does not grow with the length."""
+"""Write video with PyAV, frame by frame: memory does not grow with the length, and what was written is not lost."""
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from io import BytesIO
+from itertools import chain, pairwise
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -19,18 +22,142 @@ from .audio import AudioCopier
 from .filters import conversion_graph
 
 AHEAD = 8  # frames that may wait for the encoder
+SEGMENT = 48  # frames to an encoder: each begins anew, so that a resumed run codes every frame as an unbroken one does
 SUFFIXES = (".mp4", ".mov", ".mkv")
 BT709 = 1  # the number of its matrix, primaries and transfer curve in H.273
 LIMITED_RANGE = 1
+FRAGMENTED = {
+    "movflags": "frag_every_frame+empty_moov+default_base_moof+frag_discont+skip_trailer",
+    "flush_packets": "1",
+    "avoid_negative_ts": "disabled",  # else the times of every segment begin at zero
+}
+
+
+def partial_path(path: Path) -> Path:
+    """Where a video grows until it is finished: beside it, under a hidden name."""
+    return path.with_name(f".{path.name}.partial.mp4")
+
+
+def find_partial(path: Path) -> Path | None:
+    """What a run that ended early wrote of a video.
+
+    Returns:
+        A file that plays; None where there is none.
+
+    Raises:
+        InputError: Another run is writing this video now.
+    """
+    partial = partial_path(path)
+    if not partial.is_file() or not partial.stat().st_size:
+        return None
+    _PartialFile(path).close()
+    return partial
+
+
+class _PartialFile:
+    """A fragmented MP4, which plays however far it has grown; while it is open, no other run can open it."""
+
+    def __init__(self, target: Path):
+        path, is_free = partial_path(target), True
+        if sys.platform == "win32":
+            with suppress(FileNotFoundError):
+                try:
+                    os.rename(path, path)  # refused while any program has the file open
+                except PermissionError:
+                    is_free = False
+        self._file = path.open("a+b", buffering=0)
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_free = False
+            except OSError:
+                pass  # a disk that has no locks
+        if not is_free:
+            self._file.close()
+            raise InputError(f"{target} is being written by another run: wait for its end, or give another name.")
+        self.size = self._file.seek(0, os.SEEK_END)
+
+    def append(self, data: bytes) -> None:
+        """All of it or, where the disk is full, nothing."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(self.size)
+            raise
+        self.size += len(data)
+
+    def cut(self, frames: int) -> None:
+        """Keeps so many frames, each of which is a fragment. ValueError: it has fewer."""
+        position = 0
+        while frames:
+            self._file.seek(position)
+            header = self._file.read(8)
+            position += max(8, int.from_bytes(header[:4], "big"))
+            if position > self.size:
+                raise ValueError(f"{self._file.name} lacks {frames} frames")
+            frames -= header[4:] == b"mdat"
+        self._file.truncate(position)
+        self.size = position
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Segment:
+    """An encoder for the next frames of a video, and the fragments that it makes."""
+
+    def __init__(self, partial: _PartialFile, width: int, height: int, rate: Fraction, time_base: Fraction, crf: int):
+        self._partial = partial
+        self._buffer, self._taken = BytesIO(), 0
+        self._container = av.open(self._buffer, "w", format="mp4", options=FRAGMENTED)
+        self._stream = self._container.add_stream("libx264", rate=rate)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        self._stream.time_base = self._stream.codec_context.time_base = time_base
+        # veryfast keeps up with any model on two cores. No B-frames: then decoding order is display order, and
+        # the variable frame durations in the file are exactly those given.
+        self._stream.options = {"preset": "veryfast", "crf": str(crf), "bf": "0"}
+        encoder = self._stream.codec_context
+        encoder.thread_type = "FRAME"  # PyAV's default of slices leaves most cores idle at these sizes
+        encoder.color_range = LIMITED_RANGE
+        encoder.colorspace = encoder.color_primaries = encoder.color_trc = BT709
+
+    def encode(self, frame: av.VideoFrame | None) -> None:
+        """None is the end."""
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+        if frame is None:
+            self._container.close()
+        self._append()
+
+    def _append(self) -> None:
+        """What is complete of the muxer's output, but only one header for the whole file."""
+        position = self._buffer.tell()
+        self._buffer.seek(self._taken)
+        data, wanted = self._buffer.read(), []
+        self._buffer.seek(position)
+        while len(data) >= (size := int.from_bytes(data[:4], "big")) > 0:
+            if self._partial.size == 0 or data[4:8] in (b"moof", b"mdat"):
+                wanted.append(data[:size])
+            data, self._taken = data[size:], self._taken + size
+        self._partial.append(b"".join(wanted))
 
 
 class VideoWriter:
     """Writes H.264 in MP4, MOV or MKV (8-bit 4:2:0, BT.709 in limited range), with the sound of another file; a context
     manager.
 
-    A thread of its own encodes, a few frames behind. The file grows under a hidden name beside `path` and takes that
-    name at the end. An exception inside the `with` leaves nothing; `KeyboardInterrupt` leaves a playable file of what
-    was written.
+    A thread of its own encodes, a few frames behind. The video grows under a hidden name beside `path`
+    (`partial_path`), without sound, as a fragmented MP4 that plays at any moment; at the end it is copied into an
+    ordinary file with sound, which takes the name. An exception inside the `with` leaves nothing, unless the video is
+    resumable; `KeyboardInterrupt` leaves a playable file of what was written.
 
     Args:
         path: The file to write; its folder is made where it is missing.
@@ -42,10 +169,15 @@ class VideoWriter:
         audio_from: An audio or video file to copy the sound from, where it has any.
         audio_start: Where in `audio_from` this video begins, in seconds from its first video frame.
         crf: x264's constant rate factor, from 0 (lossless) to 51.
+        resumable: An exception leaves the growing file.
+        resume_at: Frames that are kept of what an earlier run left, a multiple of `SEGMENT`; the rest is written again.
+
+    Attributes:
+        saved: Frames of the whole segments that are in the growing file; a run can be resumed there.
 
     Raises:
-        InputError: `path` cannot be written or `audio_from` not be read, before any work; the disk is full, from
-            `write` or `finish`.
+        InputError: `path` cannot be written, another run is writing it, or `audio_from` cannot be read, before any
+            work; the disk is full, from `write` or `finish`.
     """
 
     def __init__(
@@ -59,6 +191,8 @@ class VideoWriter:
         audio_from: str | Path | None = None,
         audio_start: Fraction = Fraction(0),
         crf: int = 18,
+        resumable: bool = False,
+        resume_at: int = 0,
     ):
         self.path = Path(path).absolute()
         if self.path.suffix.lower() not in SUFFIXES:
@@ -68,40 +202,29 @@ class VideoWriter:
         if self.path.is_dir():
             raise InputError(f"{path} is a folder; give the name of a video file.")
         self.frame_rate, self.time_base = Fraction(frame_rate), Fraction(time_base)
-        self._shape = height, width, 3
-        self._count = 0
+        self.saved = self._count = self._resumed = resume_at
+        self._resumable = resumable
+        self._shape, self._crf = (height, width, 3), crf
         self._last = Fraction(-1)  # time of the last frame
-        self._held: list[av.Packet] = []
         self._graph = conversion_graph(
             av.VideoFrame(width, height, "rgb24"), "out_color_matrix=bt709:out_range=tv", "yuv420p"
         )
-        self._sound: AudioCopier | None = None
+        self._sound = audio_from and Path(audio_from), self.path.suffix.lower(), audio_start
         self._frames: Queue[tuple[np.ndarray, Fraction] | None] = Queue(AHEAD)
         self._encoder: Thread | None = None
+        self._segment: _Segment | None = None
+        self._encoded = resume_at
         self._failure: BaseException | None = None
-        self._temporary = self.path.with_name(f".{self.path.stem}-{uuid4().hex[:8]}{self.path.suffix}")
-        options = {} if self.path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
-        self._container = av.open(str(self._temporary), "w", options=options)  # writes nothing yet
-        self._is_open = True
+        self._partial: _PartialFile | None = None
+        if audio_from is not None:
+            kind = "matroska" if self.path.suffix.lower() == ".mkv" else "mp4"
+            with av.open(BytesIO(), "w", format=kind) as unused:  # names sound that cannot be read
+                if sound := self._open_sound(unused):
+                    sound.close()
         with self._disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._temporary.touch()
-        try:
-            self._stream = self._container.add_stream("libx264", rate=self.frame_rate)
-            self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-            self._stream.time_base = self._stream.codec_context.time_base = self.time_base
-            # veryfast keeps up with any model on two cores. No B-frames: then decoding order is display order, and
-            # the variable frame durations in the file are exactly those given.
-            self._stream.options = {"preset": "veryfast", "crf": str(crf), "bf": "0"}
-            encoder = self._stream.codec_context
-            encoder.thread_type = "FRAME"  # PyAV's default of slices leaves most cores idle at these sizes
-            encoder.color_range = LIMITED_RANGE
-            encoder.colorspace = encoder.color_primaries = encoder.color_trc = BT709
-            if audio_from is not None:
-                self._sound = AudioCopier.open(Path(audio_from), self._container, self.path.suffix.lower(), audio_start)
-        except BaseException:
-            self._discard()
-            raise
+            self._partial = _PartialFile(self.path)
+            self._partial.cut(resume_at)
 
     def write(self, pixels: np.ndarray, time: Fraction) -> None:
         """Add a frame; it is copied.
@@ -140,9 +263,20 @@ class VideoWriter:
         self._graph.push(frame)
         frame = self._graph.pull()
         frame.pts, frame.time_base = round(time / self.time_base), self.time_base
-        self._mux(self._stream.encode(frame))
-        if self._sound:
-            self._sound.mux_until(time)
+        if self._segment is None:
+            assert self._partial is not None
+            height, width, _ = self._shape
+            self._segment = _Segment(self._partial, width, height, self.frame_rate, self.time_base, self._crf)
+        self._segment.encode(frame)
+        self._encoded += 1
+        if self._encoded % SEGMENT == 0:
+            self._end_segment()
+
+    def _end_segment(self) -> None:
+        if self._segment is not None:
+            segment, self._segment = self._segment, None
+            segment.encode(None)
+            self.saved = self._encoded
 
     def _wait(self) -> None:
         """Let the encoder finish; raises what it failed with."""
@@ -155,16 +289,16 @@ class VideoWriter:
             with self._disk_errors():
                 raise failure
 
-    def _mux(self, packets: Iterable[av.Packet]) -> None:
-        self._held += packets
-        while len(self._held) > 1:  # one behind, because the last one has to be given its duration
-            self._container.mux(self._held.pop(0))
-
     def _end(self) -> Fraction:
         """Where the last frame ends. The whole then has the average rate; but the frame lasts for one to four, because
         a source of variable rate may be cut anywhere."""
         held = self._count / self.frame_rate - self._last
         return self._last + min(max(held, 1 / self.frame_rate), 4 / self.frame_rate)
+
+    def sync(self) -> None:
+        """See that what is in the growing file outlasts a power cut."""
+        if self._partial:
+            self._partial.sync()
 
     def finish(self) -> None:
         """Complete the file and give it its name; without a frame, leave nothing. The end of the `with` does it.
@@ -172,42 +306,66 @@ class VideoWriter:
         Raises:
             InputError: The disk is full.
         """
-        if not self._is_open:
+        if self._partial is None:
             return
-        if not self._count:
+        if self._count == self._resumed:
             self._discard()
             return
+        temporary = self.path.with_name(f".{self.path.stem}-{uuid4().hex[:8]}{self.path.suffix}")
         try:
             self._wait()
             with self._disk_errors():
-                self._mux(self._stream.encode(None))
-                end = self._end()
-                (packet,) = self._held
-                packet.duration = round((end - self._last) / packet.time_base)
-                self._container.mux(packet)
-                if self._sound:
-                    self._sound.mux_until(end, last=True)
-                    self._sound.close()
-                self._container.close()
-                os.replace(self._temporary, self.path)
-                self._is_open = False
+                self._end_segment()
+                self._copy_to(temporary)
+                os.replace(temporary, self.path)
         except BaseException:
             self._discard()
+            with suppress(OSError):
+                temporary.unlink()
             raise
+        self._resumable = False
+        self._discard()
+
+    def _copy_to(self, path: Path) -> None:
+        """The growing file as an ordinary one, with the sound."""
+        options = {} if path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
+        with av.open(str(partial_path(self.path))) as source, av.open(str(path), "w", options=options) as target:
+            video = target.add_stream_from_template(source.streams.video[0])
+            video.time_base = self.time_base
+            sound = self._open_sound(target)
+            packets = (packet for packet in source.demux(video=0) if packet.size)
+            for packet, following in pairwise(chain(packets, [None])):
+                time = packet.pts * packet.time_base
+                end = following.pts * following.time_base if following else time + self._end() - self._last
+                packet.duration, packet.stream = round((end - time) / packet.time_base), video
+                target.mux(packet)
+                if sound:
+                    sound.mux_until(time)
+            if sound:
+                sound.mux_until(self._end(), last=True)
+                sound.close()
+
+    def _open_sound(self, target: av.container.OutputContainer) -> AudioCopier | None:
+        source, suffix, start = self._sound
+        return AudioCopier.open(source, target, suffix, start) if source else None
 
     def _discard(self) -> None:
+        """Closes the growing file, and removes it unless it is kept for another run."""
+        if self._partial is None:
+            return
         if self._encoder is not None:
-            self._failure = self._failure or InterruptedError()  # what is still in the queue is not wanted
+            if not self._resumable:
+                self._failure = self._failure or InterruptedError()  # what is still in the queue is not wanted
             self._frames.put(None)
             self._encoder.join()
             self._encoder = None
-        if self._sound:
-            self._sound.close()
-        self._is_open = False
-        with suppress(OSError, av.FFmpegError):  # closing writes the end of a file that is thrown away
-            self._container.close()
-        with suppress(OSError):  # where there can be no file, there is none to remove
-            self._temporary.unlink()
+        with suppress(OSError, av.FFmpegError):
+            self._end_segment()
+        self._partial.close()
+        if not (self._resumable and self._partial.size):
+            with suppress(OSError):
+                partial_path(self.path).unlink()
+        self._partial = None
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:

@@ -46,7 +46,11 @@ class StreamState:
     window: int = 0  # windows done
 
     def save(self, path: Path) -> None:
-        """Writes a file for `Stream.resume`: everything but the conditioning, which follows from the rest."""
+        """Writes a file for `Stream.resume`."""
+        save_file(self.tensors(), path)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `save` writes, on the CPU: everything but the conditioning, which follows from the rest."""
         tensors = {
             "generator": self.generator.get_state(),
             "latents": self.latents,
@@ -59,7 +63,7 @@ class StreamState:
             tensors |= {f"{name}.{key}": value for key, value in motion.tensors().items()}
         for i, features in enumerate(self.keyframes):
             tensors |= {f"keyframes.{i}.{key}": value for key, value in features.items()}
-        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, path)
+        return {key: value.cpu().contiguous() for key, value in tensors.items()}
 
 
 def reflected(index: int, frames: int) -> int:
