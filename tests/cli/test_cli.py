@@ -1,13 +1,7 @@
 """The command line with tiny weights on disk: what comes out, and one sentence for everything that cannot work."""
 
 import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -167,27 +161,6 @@ def test_no_network_lists_what_to_fetch_by_hand(portrait, tmp_path, monkeypatch,
     assert animate(tmp_path / "none", portrait, portrait, tmp_path / "out.mp4", "--download") == 2
     assert "denoising_unet.pth" in capsys.readouterr().err
     assert not (tmp_path / "out.mp4").exists()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a process, which Windows does not know")
-def test_an_interrupt_leaves_a_playable_file(weights, portrait, tmp_path):
-    driving, output = write_clip(tmp_path / "driving.mp4", 400), tmp_path / "out.mp4"
-    command = [sys.executable, "-m", "personalive_core", "animate", "--ref_image", portrait, "--driving_video", driving]
-    command += ["--weights", weights, "-o", output, "-W", "128", "-H", "128", "-L", "0", "--device", "cpu"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit that it is ignored
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed)
-    seen = ""
-    while max(map(int, re.findall(r"(\d+)/400", seen)), default=0) < 8:  # the progress bar counts finished frames
-        seen += process.stderr.readline(80)
-        assert process.poll() is None, seen
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert "stopped after" in errors
-    assert 8 <= len(frames_of(output)) < 400
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["driving.mp4", "out.mp4", "portrait.png"]
 
 
 def test_download_list_says_what_is_there(weights, capsys):

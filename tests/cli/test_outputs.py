@@ -6,22 +6,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import animate, frames_of, write_clip
 from PIL import Image
 
 from face import draw_face
 from personalive_core.cli import outputs as outputs_module
 from personalive_core.cli.main import main
+from personalive_core.cli.outputs import Checkpoint
 from personalive_core.media.video_reader import VideoReader
 from personalive_core.media.video_writer import VideoWriter, _PartialFile, find_partial, partial_path
 from personalive_core.motion.motion_file import load_motion
 from personalive_core.pipeline import Pipeline
-from personalive_core.weights.find import MINIATURE
+from personalive_core.weights.find import EXAMPLE, MINIATURE
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="sends signals, which Windows does not know")
 
@@ -94,6 +98,14 @@ def test_side_outputs_are_refused_before_any_work(weights, portrait, tmp_path, m
     assert not (tmp_path / "out.mp4").exists()
 
 
+def test_the_demo_overwrites_nothing_either(tmp_path, capsys):
+    for name, words in (("a.mp4", "a.png exists already"), (EXAMPLE / "driving.mp4", "would be overwritten")):
+        (tmp_path / "a.png").write_text("kept")
+        assert main(["demo", "-o", str(tmp_path / name)]) == 2
+        assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
 def test_overwrite_replaces(weights, portrait, tmp_path):
     (tmp_path / "out.mp4").write_text("old")
     assert animate(weights, portrait, portrait, tmp_path / "out.mp4", "--overwrite") == 0
@@ -144,7 +156,7 @@ def test_a_full_disk_leaves_what_plays_and_resume_makes_the_same_video(portrait,
     driving, whole, output = write_clip(tmp_path / "driving.mp4", 68), tmp_path / "whole.mp4", tmp_path / "out.mp4"
     options = ["-L", "0", "--sheet", str(tmp_path / "sheet.png"), "--save-motion", str(tmp_path / "a.safetensors")]
     assert animate(MINIATURE, portrait, driving, whole, *options) == 0
-    sheet, motion = (tmp_path / "sheet.png").read_bytes(), (tmp_path / "a.safetensors").read_bytes()
+    sheet, motion = (tmp_path / "sheet.png").read_bytes(), load_motion(tmp_path / "a.safetensors").motion.tensors()
 
     monkeypatch.setattr(outputs_module, "SAVE_EVERY", 0)
     append, written = _PartialFile.append, 0
@@ -174,7 +186,8 @@ def test_a_full_disk_leaves_what_plays_and_resume_makes_the_same_video(portrait,
     assert "nothing to resume" not in capsys.readouterr().err
     assert output.read_bytes() == whole.read_bytes()
     assert (tmp_path / "sheet.png").read_bytes() == sheet
-    assert (tmp_path / "a.safetensors").read_bytes() == motion
+    again = load_motion(tmp_path / "a.safetensors").motion.tensors()
+    assert all(torch.equal(again[key], value) for key, value in motion.items())
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -190,59 +203,68 @@ def start(driving: Path, portrait: Path, output: Path, *more: str) -> subprocess
     inputs = ["--ref-image", portrait, "--driving-video", driving, "--weights", MINIATURE, "-o", output, "-L", "0"]
     command = [sys.executable, "-c", RUN, "animate", *inputs, "-W", "128", "-H", "128", "--device", "cpu", *more]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment)
+    # A shell's background jobs inherit that SIGINT is ignored.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    return subprocess.Popen(command, **pipes, env=environment, preexec_fn=heed)
 
 
-def wait_for_frames(process: subprocess.Popen, output: Path, size: int) -> None:
-    """Until the growing file is so large, or the run has ended."""
-    partial = partial_path(output)
-    while process.poll() is None and not (partial.is_file() and partial.stat().st_size > size):
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    while process.poll() is None and not condition():
         time.sleep(0.01)
 
 
-def kill_and_resume(tmp_path: Path, portrait: Path, frames: int, kills: int) -> None:
-    driving, whole = write_clip(tmp_path / "driving.mp4", frames), tmp_path / "whole.mp4"
-    assert animate(MINIATURE, portrait, driving, whole, "-L", "0") == 0
-    expected = frames_of(whole)
-    random = np.random.default_rng(0)
-    for i in range(kills):
-        output = tmp_path / f"{i}.mp4"
-        process = start(driving, portrait, output)
-        wait_for_frames(process, output, int(random.uniform(0.1, 0.9) * whole.stat().st_size))
-        process.kill()
-        process.communicate()
-        assert not output.exists()
-        with VideoReader(find_partial(output)) as video:
-            played = [frame.pixels for frame in video]
-        assert np.array_equal(played, expected[: len(played)])
-        assert animate(MINIATURE, portrait, driving, output, "-L", "0", "--resume") == 0
-        assert np.array_equal(frames_of(output), expected)
-        assert output.read_bytes() == whole.read_bytes()
+def kill_and_resume(driving: Path, portrait: Path, whole: Path, moment: Callable[[Path], bool]) -> None:
+    """`whole` is what an unbroken run made; `moment` says, of an output, whether it is time for the kill."""
+    output, expected = whole.with_name("out.mp4"), frames_of(whole)
+    process = start(driving, portrait, output)
+    wait_until(process, lambda: moment(output))
+    process.kill()
+    process.communicate()
+    assert not output.exists()
+    with VideoReader(find_partial(output)) as video:
+        played = [frame.pixels for frame in video]
+    assert np.array_equal(played, expected[: len(played)])
+    assert animate(MINIATURE, portrait, driving, output, "-L", "0", "--resume") == 0
+    assert np.array_equal(frames_of(output), expected)
+    assert output.read_bytes() == whole.read_bytes()
+    output.unlink()
 
 
 @posix
-def test_a_killed_run_plays_and_is_resumed_bit_for_bit(portrait, tmp_path):
-    kill_and_resume(tmp_path, portrait, 80, 1)
+def test_a_killed_run_plays_and_is_resumed_bit_for_bit(portrait, tmp_path, capsys):
+    driving, whole = write_clip(tmp_path / "driving.mp4", 72), tmp_path / "whole.mp4"
+    assert animate(MINIATURE, portrait, driving, whole, "-L", "0") == 0
+    kill_and_resume(driving, portrait, whole, lambda output: Checkpoint(output, {}).path.is_file())
+    assert "nothing to resume" not in capsys.readouterr().err
 
 
 @posix
 @pytest.mark.slow
 def test_ten_killed_runs_play_and_are_resumed_bit_for_bit(portrait, tmp_path):
-    kill_and_resume(tmp_path, portrait, 200, 10)
+    driving, whole = write_clip(tmp_path / "driving.mp4", 200), tmp_path / "whole.mp4"
+    assert animate(MINIATURE, portrait, driving, whole, "-L", "0") == 0
+    for part in np.random.default_rng(0).uniform(0.05, 0.9, 10):
+        size = int(part * whole.stat().st_size)
+        kill_and_resume(driving, portrait, whole, lambda output, size=size: size_of(partial_path(output)) > size)
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", None)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)])
 def test_signals_end_a_run_as_ctrl_c_does(portrait, tmp_path, number):
-    driving, output = write_clip(tmp_path / "driving.mp4", 400), tmp_path / "out.mp4"
+    driving, output = write_clip(tmp_path / "driving.mp4", 200), tmp_path / "out.mp4"
     motion = tmp_path / "a.safetensors"
     process = start(driving, portrait, output, "--save-motion", str(motion), "--sheet", str(tmp_path / "sheet.png"))
-    wait_for_frames(process, output, 2000)
+    wait_until(process, lambda: size_of(partial_path(output)) > 2000)
     process.send_signal(number)
     errors = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130, errors
     frames = frames_of(output)
-    assert 1 <= len(frames) < 400 and f"stopped after {len(frames)} frames" in errors
+    assert 1 <= len(frames) < 200 and f"stopped after {len(frames)} frames" in errors
     assert len(load_motion(motion).motion) == len(frames)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width >= 128
