@@ -21,6 +21,7 @@ from face import draw_face
 from personalive_core.cli import outputs as outputs_module
 from personalive_core.cli.main import main
 from personalive_core.cli.outputs import Checkpoint
+from personalive_core.media import video_writer
 from personalive_core.media.video_reader import VideoReader
 from personalive_core.media.video_writer import VideoWriter, _PartialFile, find_partial, partial_path
 from personalive_core.motion.motion_file import load_motion
@@ -152,8 +153,15 @@ def test_two_runs_to_one_output(weights, portrait, tmp_path, capsys):
     assert len(list(VideoReader(tmp_path / "out.mp4"))) == 50
 
 
+@pytest.fixture
+def short_segments(monkeypatch):
+    for module in outputs_module, video_writer:
+        monkeypatch.setattr(module, "SEGMENT", 8)
+
+
+@pytest.mark.usefixtures("short_segments")
 def test_a_full_disk_leaves_what_plays_and_resume_makes_the_same_video(portrait, tmp_path, monkeypatch, capsys):
-    driving, whole, output = write_clip(tmp_path / "driving.mp4", 68), tmp_path / "whole.mp4", tmp_path / "out.mp4"
+    driving, whole, output = write_clip(tmp_path / "driving.mp4", 28), tmp_path / "whole.mp4", tmp_path / "out.mp4"
     options = ["-L", "0", "--sheet", str(tmp_path / "sheet.png"), "--save-motion", str(tmp_path / "a.safetensors")]
     assert animate(MINIATURE, portrait, driving, whole, *options) == 0
     sheet, motion = (tmp_path / "sheet.png").read_bytes(), load_motion(tmp_path / "a.safetensors").motion.tensors()
@@ -164,7 +172,7 @@ def test_a_full_disk_leaves_what_plays_and_resume_makes_the_same_video(portrait,
     def full(self, data):
         nonlocal written
         written += data.count(b"mdat")
-        if written > 60:
+        if written > 20:
             raise OSError(errno.ENOSPC, "No space left on device")
         append(self, data)
 
@@ -174,7 +182,7 @@ def test_a_full_disk_leaves_what_plays_and_resume_makes_the_same_video(portrait,
     error = capsys.readouterr().err
     assert "the disk is full" in error and ".out.mp4.partial.mp4 is what was written; it plays" in error
     with VideoReader(partial_path(output)) as video:
-        assert 48 < len(list(video)) <= 60
+        assert 8 < len(list(video)) <= 20
     assert animate(MINIATURE, portrait, driving, output, "--overwrite", "--resume", "--seed", "1", *options) == 2
     assert "the run to resume had --seed 42, not 1" in capsys.readouterr().err
     (tmp_path / "sheet.png").unlink()
@@ -194,14 +202,30 @@ def test_a_full_disk_leaves_what_plays_and_resume_makes_the_same_video(portrait,
 RUN = """
 import sys
 from personalive_core.cli import main, outputs
+from personalive_core.media import video_writer
 outputs.SAVE_EVERY = 0
-sys.exit(main.main(sys.argv[1:]))
+outputs.SEGMENT = video_writer.SEGMENT = int(sys.argv[1])
+sys.exit(main.main(sys.argv[2:]))
 """
 
 
 def start(driving: Path, portrait: Path, output: Path, *more: str) -> subprocess.Popen:
     inputs = ["--ref-image", portrait, "--driving-video", driving, "--weights", MINIATURE, "-o", output, "-L", "0"]
-    command = [sys.executable, "-c", RUN, "animate", *inputs, "-W", "128", "-H", "128", "--device", "cpu", *more]
+    command = [
+        sys.executable,
+        "-c",
+        RUN,
+        str(video_writer.SEGMENT),
+        "animate",
+        *inputs,
+        "-W",
+        "128",
+        "-H",
+        "128",
+        "--device",
+        "cpu",
+        *more,
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     # A shell's background jobs inherit that SIGINT is ignored.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -236,8 +260,9 @@ def kill_and_resume(driving: Path, portrait: Path, whole: Path, moment: Callable
 
 
 @posix
+@pytest.mark.usefixtures("short_segments")
 def test_a_killed_run_plays_and_is_resumed_bit_for_bit(portrait, tmp_path, capsys):
-    driving, whole = write_clip(tmp_path / "driving.mp4", 72), tmp_path / "whole.mp4"
+    driving, whole = write_clip(tmp_path / "driving.mp4", 32), tmp_path / "whole.mp4"
     assert animate(MINIATURE, portrait, driving, whole, "-L", "0") == 0
     kill_and_resume(driving, portrait, whole, lambda output: Checkpoint(output, {}).path.is_file())
     assert "nothing to resume" not in capsys.readouterr().err
