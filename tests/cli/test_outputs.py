@@ -211,21 +211,8 @@ sys.exit(main.main(sys.argv[2:]))
 
 def start(driving: Path, portrait: Path, output: Path, *more: str) -> subprocess.Popen:
     inputs = ["--ref-image", portrait, "--driving-video", driving, "--weights", MINIATURE, "-o", output, "-L", "0"]
-    command = [
-        sys.executable,
-        "-c",
-        RUN,
-        str(video_writer.SEGMENT),
-        "animate",
-        *inputs,
-        "-W",
-        "128",
-        "-H",
-        "128",
-        "--device",
-        "cpu",
-        *more,
-    ]
+    command = [sys.executable, "-c", RUN, str(video_writer.SEGMENT), "animate", *inputs, *more]
+    command += ["-W", "128", "-H", "128", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     # A shell's background jobs inherit that SIGINT is ignored.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
