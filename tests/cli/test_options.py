@@ -53,7 +53,7 @@ ROOT = Path(__file__).parents[2]
         (["--crop", "--margin", "nan"], "the margin is nan"),
         (["--paste-back", "--feather", "nan"], "feather is nan"),
         (["--device", "meta"], "device meta cannot be used here"),
-        (["--weights", "w" * 300], "too long"),
+        (["--weights", "w" * 300], "10 weight files are not in"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(portrait, tmp_path, capsys, more, words):

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -214,10 +213,14 @@ def start(driving: Path, portrait: Path, output: Path, *more: str) -> subprocess
     command = [sys.executable, "-c", RUN, str(video_writer.SEGMENT), "animate", *inputs, *more]
     command += ["-W", "128", "-H", "128", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    # A shell's background jobs inherit that SIGINT is ignored.
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-    return subprocess.Popen(command, **pipes, env=environment, preexec_fn=heed)
+    return subprocess.Popen(command, **pipes, env=environment, preexec_fn=heed_signals)
+
+
+def heed_signals() -> None:
+    """A shell's background jobs inherit that SIGINT is ignored, and those of nohup SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def size_of(path: Path) -> int:
@@ -256,7 +259,7 @@ def test_a_killed_run_plays_and_is_resumed_bit_for_bit(portrait, tmp_path, capsy
 
 
 @posix
-@pytest.mark.slow
+@pytest.mark.quality
 def test_ten_killed_runs_play_and_are_resumed_bit_for_bit(portrait, tmp_path):
     driving, whole = write_clip(tmp_path / "driving.mp4", 200), tmp_path / "whole.mp4"
     assert animate(MINIATURE, portrait, driving, whole, "-L", "0") == 0
