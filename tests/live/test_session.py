@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from motion.motions import motion_of
 
+from motion.motions import motion_of
 from personalive_core.config import CHUNK
 from personalive_core.errors import InputError
 from personalive_core.live.instants import choose_instants
