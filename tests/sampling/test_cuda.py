@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from personalive_core.device import to_device
-from personalive_core.sampling.cuda import GraphedFunction, GraphedNetwork, PinnedCopy, one_behind, onload
+from personalive_core.sampling.cuda import GraphedFunctions, GraphedNetwork, PinnedCopy, one_behind, onload
 
 HERE = Path(__file__).parent
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -134,7 +134,7 @@ def test_a_deleted_graph_holds_no_memory():
     weights, x = (torch.randn(size, device="cuda") for size in ((16384, 16384), (16384,)))
     function(x)
     before = free()
-    graphed = GraphedFunction(function)
+    graphed = GraphedFunctions(function)
     results = [graphed(x) for _ in range(3)]
     during = free()
     del graphed
