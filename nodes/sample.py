@@ -18,6 +18,7 @@ from ..personalive_core.sampling.cuda import PinnedCopy, on_stream, one_behind, 
 from ..personalive_core.sampling.keyframes import MAX_KEYFRAMES, KeyframeSettings
 from ..personalive_core.sampling.schedule import Schedule
 from ..personalive_core.sampling.stream import Stream
+from ..personalive_core.sampling.window import Denoiser
 from . import compat, convert, memory
 from .load import ModelType, PersonaLiveModel
 from .motion import MotionType, NodeMotion
@@ -145,24 +146,25 @@ def _make_stream(
     height, width = (PIXELS_PER_LATENT * side for side in reference.reference.latents.shape[-2:])
     room = memory.window(width, height, model.dtype, keyframes.limit)
 
+    def may_capture() -> bool:
+        return compat.can_capture(model.patchers["denoising_unet"])
+
     def reference_unet(latents: Tensor, image_embeds: Tensor) -> ReferenceFeatures:
         """Loaded only for the few keyframes: most cards would rather hold the denoising UNet whole."""
         (network,) = model.load("reference_unet", memory=memory.reference(width, height, model.dtype))
         features = network(latents, image_embeds)
         model.load(*WINDOW_NETWORKS, memory=room)
-        stream.capture = compat.can_capture(model.patchers["denoising_unet"])
+        denoiser.set_capture(may_capture())
         return features
 
     denoising_unet, pose_guider = model.load(*WINDOW_NETWORKS, memory=room)
-    stream = Stream(
+    denoiser = Denoiser(denoising_unet, schedule, keyframes.limit, may_capture())
+    return Stream(
         reference.reference,
-        denoising_unet=denoising_unet,
+        denoiser=denoiser,
         reference_unet=reference_unet,
         pose_guider=pose_guider,
-        schedule=schedule,
         keyframes=keyframes,
         device=model.device,
         strength=strength,
-        capture=compat.can_capture(model.patchers["denoising_unet"]),
     )
-    return stream

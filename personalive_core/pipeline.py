@@ -1,6 +1,7 @@
 """The whole way without a host: diffusers' VAE and transformers' image encoder around the core."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,22 @@ from .networks.motion_extractor import MotionExtractor
 from .networks.pose_guider import PoseGuider
 from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
 from .networks.vae_decoder import VAEDecoder
-from .sampling.cuda import DecodedFrames, GraphedNetwork, can_capture, on_stream, one_behind, onload, side_stream
+from .sampling.cuda import (
+    DecodedFrames,
+    GraphedNetwork,
+    can_capture,
+    free_memory,
+    on_stream,
+    one_behind,
+    onload,
+    side_stream,
+    waiting_bytes,
+)
 from .sampling.keyframes import KeyframeSettings
-from .sampling.reference import Reference, check_size, encode_reference
+from .sampling.reference import Reference, check_size, reference_features
 from .sampling.schedule import Schedule
 from .sampling.stream import Stream, StreamState
+from .sampling.window import Denoiser
 from .weights.find import WeightFiles
 from .weights.load import load_network, meta_networks, network_dtype, some_keys
 
@@ -44,7 +56,7 @@ class Pipeline:
     """All networks on one device. Pictures are uint8 (H, W, 3), frames uint8 (F, H, W, 3), RGB.
 
     `reference_unet`, `vae` and `image_encoder` are for the portrait (the first also for the few keyframes) and wait on
-    the CPU; `decoder` makes the frames.
+    the CPU, unless `onload` keeps them on the device; `decoder` makes the frames.
     """
 
     reference_unet: ReferenceUNet
@@ -93,17 +105,55 @@ class Pipeline:
         image_encoder = _load(CLIPVisionModelWithProjection, weights.image_encoder, precision, embeds)
         return cls(**networks, vae=vae, decoder=decoder, image_encoder=image_encoder, device=target)
 
-    @torch.inference_mode()
+    @contextmanager
+    def onload(self, spare: int = 2 * 2**30) -> Iterator[bool]:
+        """Keeps the networks that wait on the CPU on the device for as long as the context lasts, if they fit.
+
+        Then neither a portrait nor a keyframe has to wait for weights.
+
+        Args:
+            spare: Bytes that must stay free on the device: for what has not run yet, and for other programs.
+
+        Yields:
+            Whether they are there.
+        """
+        networks = (self.reference_unet, self.vae, self.image_encoder)
+        size = waiting_bytes(self.device, *networks)
+        is_resident = size == 0 or size + spare <= free_memory(self.device)
+        with onload(self.device, *networks) if is_resident else nullcontext():
+            yield is_resident
+
     def encode_reference(self, picture: np.ndarray) -> Reference:
         """A portrait in the size of the result, uint8 (H, W, 3)."""
+        stages = self.encode_reference_stages(picture)
+        while True:
+            try:
+                next(stages)
+            except StopIteration as end:
+                return end.value
+
+    @torch.inference_mode()
+    def encode_reference_stages(self, picture: np.ndarray) -> Generator[None, None, Reference]:
+        """`encode_reference` piece by piece, so that a stream can run a window between two of them.
+
+        Yields:
+            Nothing: after the VAE, after the image encoder and after the reference UNet.
+
+        Returns:
+            The reference.
+        """
         check_size(picture.shape[1], picture.shape[0])
         pixels = to_pixels(picture[None], self.device)
-        with onload(self.device, self.reference_unet, self.vae, self.image_encoder):
+        with onload(self.device, self.vae):
             vae_mean = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist.mean
+        latents = vae_mean.float() * LATENT_SCALE
+        yield
+        with onload(self.device, self.image_encoder):
             image_embeds = self.image_encoder(clip_pixels(pixels).to(self.image_encoder.dtype)).image_embeds[:, None]
-            return encode_reference(
-                self.reference_unet, self.motion_extractor, self.motion_encoder, pixels, vae_mean, image_embeds
-            )
+        yield
+        features = self._reference_features(latents, image_embeds)
+        yield
+        return Reference(latents, image_embeds, features, self.extract_motion(picture[None]))
 
     @torch.inference_mode()
     def extract_motion(self, frames: np.ndarray, previous: Motion | None = None) -> Motion:
@@ -118,21 +168,20 @@ class Pipeline:
         keyframes: KeyframeSettings | None = None,
         strength: Strength = PUBLISHED,
     ) -> Stream:
+        keyframes = keyframes or KeyframeSettings()
         return Stream(
             reference,
-            denoising_unet=self.denoising_unet,
+            denoiser=Denoiser(self.denoising_unet, Schedule(steps), keyframes.limit, capture=can_capture(self.device)),
             reference_unet=self._reference_features,
             pose_guider=self.pose_guider,
-            schedule=Schedule(steps),
-            keyframes=keyframes or KeyframeSettings(),
+            keyframes=keyframes,
             device=self.device,
             strength=strength,
-            capture=can_capture(self.device),
         )
 
     def _reference_features(self, latents: Tensor, image_embeds: Tensor) -> ReferenceFeatures:
         with onload(self.device, self.reference_unet):
-            return self.reference_unet(latents, image_embeds)
+            return reference_features(self.reference_unet, latents, image_embeds)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> np.ndarray:

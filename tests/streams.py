@@ -11,6 +11,7 @@ from personalive_core.sampling.keyframes import KeyframeSettings
 from personalive_core.sampling.reference import Reference
 from personalive_core.sampling.schedule import Schedule
 from personalive_core.sampling.stream import Stream
+from personalive_core.sampling.window import Denoiser
 from seeded import normal
 from tiny import seeded, unets
 
@@ -25,14 +26,13 @@ def motion_of(tokens: Tensor) -> Motion:
 
 def make_stream(reference_tokens: Tensor, latents: Tensor, image_embeds: Tensor, pose_guider, steps=4, **keyframes):
     reference_unet, denoising_unet = unets()
-    features = reference_unet(latents, image_embeds)
+    features, settings = reference_unet(latents, image_embeds), KeyframeSettings(**keyframes)
     return Stream(
         Reference(latents, image_embeds, features, motion_of(reference_tokens)),
-        denoising_unet=denoising_unet,
+        denoiser=Denoiser(denoising_unet, Schedule(steps), settings.limit),
         reference_unet=reference_unet,
         pose_guider=pose_guider,
-        schedule=Schedule(steps),
-        keyframes=KeyframeSettings(**keyframes),
+        keyframes=settings,
         device="cpu",
     )
 

@@ -1,11 +1,14 @@
 """The library's pipeline, with tiny networks on the CPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from personalive_core.device import auto_dtype, pick_device
 from personalive_core.errors import InputError
+from personalive_core.sampling.cuda import onload, waiting_bytes
 from tiny import tiny_pipeline
 
 
@@ -17,6 +20,53 @@ def test_inference_mode_is_off_while_the_caller_has_the_frames():
         assert not torch.is_inference_mode_enabled()
         pieces.append(piece)
     assert [len(piece) for piece in pieces] == [1]
+
+
+def on_meta(pipeline, monkeypatch: pytest.MonkeyPatch, free: int):
+    """The pipeline of a device with so many free bytes. The meta device stands in for a GPU."""
+    monkeypatch.setattr("personalive_core.pipeline.free_memory", lambda device: free)
+    return replace(pipeline, device=torch.device("meta"))
+
+
+def waiting(pipeline) -> int:
+    return waiting_bytes(torch.device("meta"), pipeline.reference_unet, pipeline.vae, pipeline.image_encoder)
+
+
+def test_the_portraits_networks_stay_on_the_device_where_there_is_room(monkeypatch: pytest.MonkeyPatch):
+    pipeline = tiny_pipeline()
+    size, reference_unet = waiting(pipeline), pipeline.reference_unet
+    assert size > sum(x.nbytes for x in reference_unet.parameters())
+    for free, fits in ((size + 1000, True), (size + 999, False)):
+        with on_meta(pipeline, monkeypatch, free).onload(spare=1000) as is_resident:
+            assert is_resident is fits
+            assert waiting(pipeline) == (0 if fits else size)
+            with onload(torch.device("meta"), reference_unet):  # as a keyframe does
+                assert all(x.is_meta for x in reference_unet.parameters())
+            assert waiting(pipeline) == (0 if fits else size)
+        assert waiting(pipeline) == size
+
+
+def test_on_the_cpu_they_always_are():
+    with tiny_pipeline().onload() as is_resident:
+        assert is_resident
+
+
+def test_a_portrait_in_stages_is_the_same():
+    pipeline, picture = tiny_pipeline(), np.random.default_rng(0).integers(0, 256, (128, 136, 3), np.uint8)
+    used = []
+    for network in (pipeline.vae.encoder, pipeline.image_encoder, pipeline.reference_unet, pipeline.motion_encoder):
+        network.register_forward_hook(lambda network, *_: used.append(network))
+    stages, after = pipeline.encode_reference_stages(picture), []
+    with pytest.raises(StopIteration) as end:
+        while True:
+            next(stages)
+            assert not torch.is_inference_mode_enabled()
+            after.append(len(used))
+    assert after == [1, 2, 3] and len(used) == 4
+    staged, whole = end.value.value, pipeline.encode_reference(picture)
+    assert torch.equal(staged.latents, whole.latents) and torch.equal(staged.image_embeds, whole.image_embeds)
+    assert all(torch.equal(x, whole.features[path]) for path, x in staged.features.items())
+    assert torch.equal(staged.motion.tokens, whole.motion.tokens)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

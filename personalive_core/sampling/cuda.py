@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass, replace
 from functools import lru_cache
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 Result = TypeVar("Result", covariant=True)
+_capture_lock = Lock()  # PyTorch allows one capture at a time, and no emptying of its cache during one
 
 
 class Started(Protocol[Result]):
@@ -96,12 +98,28 @@ def on_stream(stream: torch.cuda.Stream | None):
     return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
+def waiting_bytes(device: torch.device, *networks: nn.Module) -> int:
+    """The size of the weights that are not on this device."""
+    weights = (x for network in networks for x in (*network.parameters(), *network.buffers()))
+    return sum(x.nbytes for x in weights if x.device != device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a CUDA device, after PyTorch's cache has been emptied; 0 on other devices."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()  # of what stays reserved, graphs hold the most, and nothing else can use it
+    return torch.cuda.mem_get_info(device)[0]
+
+
 @contextmanager
 def onload(device: torch.device, *networks: nn.Module) -> Iterator[None]:
     """Keeps networks that wait on the CPU on the device for as long as the context lasts.
 
-    Their CPU weights are kept, not copied back. If moving them fails, nothing stays on the device.
+    Their CPU weights are kept, not copied back. If moving them fails, nothing stays on the device. Networks that are
+    already there stay there.
     """
+    networks = tuple(network for network in networks if waiting_bytes(device, network))
     offloaded = [
         (module, name, x, x.data)
         for network in networks
@@ -120,60 +138,77 @@ def onload(device: torch.device, *networks: nn.Module) -> Iterator[None]:
                 setattr(module, name, x)  # `to` may have put another in its place
 
 
-class GraphedFunction:
-    """A function of CUDA tensors as one CUDA graph: the CPU launches it whole instead of kernel by kernel.
+class GraphedFunctions:
+    """Functions of the same CUDA tensors, each as a CUDA graph: the CPU launches it whole instead of kernel by kernel.
 
-    The first call runs the function as it is, so that it can allocate what it keeps; the second captures it.
+    The first call runs all functions as they are, so that they can allocate what they keep. After it, each is captured
+    when it is first called. The graphs share their inputs and their memory, so only one may run at a time.
 
     Args:
-        function: Takes tensors and returns a tensor or a dataclass of tensors. All calls must have the same shapes, and
-            whatever else it uses must stay at the same addresses.
+        functions: Take tensors and return a tensor or a dataclass of tensors. All calls must have the same shapes, and
+            whatever else they use must stay at the same addresses. The last takes the most memory.
         stream: Where to capture. Graphs captured on one stream share a cuBLAS workspace, so those that may run at the
             same time need different streams. None takes one stream per device, shared by all.
     """
 
-    def __init__(self, function: Callable[..., Any], stream: torch.cuda.Stream | None = None):
-        self._function, self._stream = function, stream
+    def __init__(self, *functions: Callable[..., Any], stream: torch.cuda.Stream | None = None):
+        self._functions, self._stream = functions, stream
+        self._inputs: list[Tensor] = []
         self._output: Any = None
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor, index: int = 0) -> Any:
+        """Runs the function of this index."""
         with torch.cuda.device(inputs[0].device):
             if self._output is None:
-                self._output = self._run_once(inputs)
+                self._warm_up(inputs, index)
             else:
-                self._replay(inputs)
+                self._replay(inputs, index)
             return _map(Tensor.clone, self._output)
 
-    def _run_once(self, inputs: tuple[Tensor, ...]) -> Any:
+    def reset(self) -> None:
+        """Drops the graphs, because something that they use has moved. The next calls capture again."""
+        if self._graphs:
+            for graph in self._graphs.values():
+                graph.reset()
+            self._graphs.clear()
+            _trim_graph_memory(self._inputs[0].device)
+
+    def _warm_up(self, inputs: tuple[Tensor, ...], index: int) -> None:
         """Runs on the capture's stream, so cuBLAS allocates its workspace now: a capture must not allocate what
         outlives its graph."""
-        torch.cuda.empty_cache()  # what an earlier graph held
-        if self._stream is None:
-            self._stream = _capture_stream(inputs[0].device)
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            result = self._function(*inputs)
-        current.wait_stream(self._stream)
-        return _map(Tensor.clone, result)
+        with _capture_lock:
+            torch.cuda.empty_cache()  # what an earlier graph held
+            if self._stream is None:
+                self._stream = _capture_stream(inputs[0].device)
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                results = [_map(Tensor.clone, function(*inputs)) for function in reversed(self._functions)]
+            current.wait_stream(self._stream)
+        self._inputs = [x.clone() for x in inputs]
+        self._output = _map(Tensor.clone, results[-1 - index])
 
-    def _replay(self, inputs: tuple[Tensor, ...]) -> None:
-        if self._graph is None:
-            self._inputs = [x.clone() for x in inputs]
-            torch.cuda.synchronize()  # no other work may be under way during a capture
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                _map(Tensor.copy_, self._output, self._function(*self._inputs))
-            self._graph = graph
+    def _replay(self, inputs: tuple[Tensor, ...], index: int) -> None:
+        for i in (len(self._functions) - 1, index):  # first the one that takes the most memory: the others fit into it
+            if i not in self._graphs:
+                self._graphs[i] = self._capture(self._functions[i])
         for static, x in zip(self._inputs, inputs, strict=True):
             static.copy_(x)
-        self._graph.replay()
+        self._graphs[index].replay()
+
+    def _capture(self, function: Callable[..., Any]) -> torch.cuda.CUDAGraph:
+        """The graph copies its result out of its memory, which the other graphs overwrite."""
+        pool = next((graph.pool() for graph in self._graphs.values()), None)
+        graph = torch.cuda.CUDAGraph()
+        with _capture_lock:
+            torch.cuda.synchronize()  # no other work may be under way during a capture
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                _map(Tensor.copy_, self._output, function(*self._inputs))
+        return graph
 
     def __del__(self) -> None:
-        if self._graph is not None:
-            self._graph.reset()
-            _trim_graph_memory(self._inputs[0].device)
+        self.reset()
 
 
 @lru_cache
@@ -208,10 +243,10 @@ class GraphedNetwork:
         self.get_dtype: Callable[[], torch.dtype] = network.get_dtype
         self._network = network
         self._stream = torch.cuda.Stream(next(network.parameters()).device)
-        self._by_shape: dict[torch.Size, GraphedFunction] = {}
+        self._by_shape: dict[torch.Size, GraphedFunctions] = {}
 
     def __call__(self, x: Tensor) -> Any:
-        return self._by_shape.setdefault(x.shape, GraphedFunction(self._network, self._stream))(x)
+        return self._by_shape.setdefault(x.shape, GraphedFunctions(self._network, stream=self._stream))(x)
 
 
 def can_capture(device: torch.device) -> bool:

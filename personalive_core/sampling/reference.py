@@ -42,6 +42,12 @@ class Reference:
     motion: Motion  # one frame
 
 
+def reference_features(reference_unet: ReferenceUNet, latents: Tensor, image_embeds: Tensor) -> ReferenceFeatures:
+    """Runs the reference UNet in its own type: latents (1, 4, h, w), image embeds (1, 1, 768)."""
+    dtype = reference_unet.get_dtype()
+    return reference_unet(latents.to(dtype), image_embeds.to(dtype))
+
+
 def encode_reference(
     reference_unet: ReferenceUNet,
     extractor: MotionExtractor,
@@ -58,6 +64,5 @@ def encode_reference(
         image_embeds: (1, 1, 768), CLIP's.
     """
     latents = vae_mean.float() * LATENT_SCALE
-    dtype = reference_unet.get_dtype()
-    features = reference_unet(latents.to(dtype), image_embeds.to(dtype))
+    features = reference_features(reference_unet, latents, image_embeds)
     return Reference(latents, image_embeds, features, extract_motion(extractor, encoder, picture))

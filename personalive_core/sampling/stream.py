@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,15 +14,12 @@ from ..errors import InputError
 from ..motion.keypoints import draw_keypoint_map, transform_keypoints, warm_up_poses
 from ..motion.motion import Motion
 from ..motion.performance import PUBLISHED, Strength, retarget_motion
-from ..networks.denoising_unet import Conditioning, DenoisingUNet
 from ..networks.head_pose import HeadPose
 from ..networks.pose_guider import PoseGuider
 from ..networks.reference_unet import ReferenceFeatures
-from .cuda import GraphedFunction
 from .keyframes import FIRST_WINDOW, KeyframeBank, KeyframeSettings
 from .reference import Reference
-from .schedule import Schedule
-from .window import denoise_window
+from .window import DenoisedWindow, Denoiser
 
 FLUSH = WARM_UP  # frames that push the last driving frames out
 
@@ -39,18 +35,17 @@ class StreamState:
     pose_features: Tensor  # (1, 320, 12, h, w) in the network's dtype
     bank: KeyframeBank
     keyframes: list[ReferenceFeatures]
-    conditioning: Conditioning  # of the reference and the keyframes
-    denoise: Callable[[Tensor, Tensor, Tensor], Tensor]  # `denoise_window` with that conditioning
     recent: Motion  # of the last driving frames, at most 16
     frames: int = 0  # driving frames taken in
     window: int = 0  # windows done
+    early: Tensor | None = None  # of the last window, see `DenoisedWindow`; no file has it
 
     def save(self, path: Path) -> None:
         """Writes a file for `Stream.resume`."""
         save_file(self.tensors(), path)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What `save` writes, on the CPU: everything but the conditioning, which follows from the rest."""
+        """What `save` writes, on the CPU: everything that the next window needs."""
         tensors = {
             "generator": self.generator.get_state(),
             "latents": self.latents,
@@ -79,14 +74,12 @@ class Stream:
 
     Args:
         reference: The portrait.
-        denoising_unet: On the device.
+        denoiser: Denoises the windows; made for at least as many keyframes as `keyframes` allows.
         reference_unet: Called with latents (1, 4, h, w) and image embeds (1, 1, 768), for each new keyframe.
         pose_guider: On the device.
-        schedule: How many denoising steps.
         keyframes: When a frame becomes a keyframe.
         device: Where the networks run.
         strength: How strongly each part of the driver's motion is passed on.
-        capture: Makes a CUDA graph of the window; the denoising UNet must then keep its place on the GPU.
 
     Raises:
         InputError: A setting makes no sense.
@@ -96,26 +89,45 @@ class Stream:
         self,
         reference: Reference,
         *,
-        denoising_unet: DenoisingUNet,
+        denoiser: Denoiser,
         reference_unet: Callable[[Tensor, Tensor], ReferenceFeatures],
         pose_guider: PoseGuider,
-        schedule: Schedule,
         keyframes: KeyframeSettings,
         device: torch.device | str,
         strength: Strength = PUBLISHED,
-        capture: bool = False,
     ):
         keyframes.check()
         strength.check()
-        self.strength, self.capture = strength, capture
-        self.denoising_unet, self.reference_unet, self.pose_guider = denoising_unet, reference_unet, pose_guider
-        self.schedule, self.keyframes = schedule, keyframes
-        self.device, self.dtype = torch.device(device), denoising_unet.get_dtype()
+        self.strength, self.keyframes = strength, keyframes
+        self.denoiser, self.reference_unet, self.pose_guider = denoiser, reference_unet, pose_guider
+        self.schedule = denoiser.schedule
+        self.device, self.dtype = torch.device(device), denoiser.denoising_unet.get_dtype()
         self.latents = reference.latents.to(self.device)
         self.image_embeds = self._to_network(reference.image_embeds)
         self.motion = reference.motion
         self.features = {path: self._to_network(value) for path, value in reference.features.items()}
-        self.conditioning = denoising_unet.condition(self.image_embeds, self.features)
+
+    def with_reference(self, reference: Reference) -> "Stream":
+        """A stream of another portrait with these networks and settings. It captures no CUDA graph again."""
+        return Stream(
+            reference,
+            denoiser=self.denoiser,
+            reference_unet=self.reference_unet,
+            pose_guider=self.pose_guider,
+            keyframes=self.keyframes,
+            device=self.device,
+            strength=self.strength,
+        )
+
+    def prepare(self) -> None:
+        """Captures the CUDA graphs for every number of keyframes, so that no frame has to wait for one."""
+        if not self.denoiser.capture:
+            return
+        state, limit = self.start(self.motion, seed=0), self.keyframes.limit
+        window = self._window(state, self.motion[[0] * CHUNK])
+        for keyframes in (0, *range(limit, -1, -1)):  # the first call captures nothing
+            state.keyframes = [self.features] * keyframes
+            self._denoise(state, *window)
 
     def start(self, first: Motion, seed: int, neutral: Motion | None = None) -> StreamState:
         """Fills the window with three warm-up chunks, moving from the portrait to the first driving frame.
@@ -138,8 +150,6 @@ class Stream:
             pose_features=self._pose_features(warm_up_poses(self.motion.pose, first.pose)),
             bank=KeyframeBank(self.motion.tokens),
             keyframes=[],
-            conditioning=self.conditioning,
-            denoise=self._window(self.conditioning),
             recent=recent,
         )
 
@@ -163,23 +173,20 @@ class Stream:
         frames, window, keyframes = saved["counts"].tolist()
         generator = torch.Generator()
         generator.set_state(saved["generator"])
-        state = StreamState(
+        return StreamState(
             generator=generator,
             neutral=Motion.of_tensors(group("neutral.")),
             latents=saved["latents"].to(self.device),
             motion_tokens=saved["motion_tokens"],
             pose_features=self._to_network(saved["pose_features"]),
             bank=KeyframeBank(saved["bank"]),
-            keyframes=[],
-            conditioning=self.conditioning,
-            denoise=self._window(self.conditioning),
+            keyframes=[
+                {path: self._to_network(x) for path, x in group(f"keyframes.{i}.").items()} for i in range(keyframes)
+            ],
             recent=Motion.of_tensors(group("recent.")),
             frames=frames,
             window=window,
         )
-        for i in range(keyframes):
-            self._add_keyframe(state, {path: self._to_network(v) for path, v in group(f"keyframes.{i}.").items()})
-        return state
 
     def push(self, state: StreamState, motion: Motion) -> Iterator[Tensor]:
         """Takes in any number of driving frames, and runs a window for every four of them.
@@ -224,20 +231,15 @@ class Stream:
             frames, which a live stream may show.
         """
         if self.keyframes.returns(state.window):
-            state.bank, state.keyframes = KeyframeBank(self.motion.tokens), []
-            state.conditioning = self.conditioning
-            self._add_keyframe(state, self.features)
-        newest = self._noised(state.generator, self.schedule.timesteps(0, self.device)[-CHUNK:])
-        motion = retarget_motion(self.motion, motion, state.neutral, self.strength)
-        latents = torch.cat([state.latents, newest], dim=2)
-        motion_tokens = torch.cat([state.motion_tokens, motion.tokens])
-        pose_features = torch.cat([state.pose_features, self._pose_features(motion.pose)], dim=2)
+            state.bank, state.keyframes = KeyframeBank(self.motion.tokens), [self.features]
+        latents, motion_tokens, pose_features = self._window(state, motion)
+        denoised = self._denoise(state, latents, motion_tokens, pose_features)
+        latents, state.early = denoised.latents, denoised.early
 
-        latents = state.denoise(latents, self._to_network(motion_tokens[None]), pose_features)
         is_new = state.window >= FIRST_WINDOW and state.bank.admit(motion_tokens[0], self.keyframes.threshold)
         if is_new and len(state.keyframes) < self.keyframes.limit:
             oldest = self._to_network(latents[:, :, 0])
-            self._add_keyframe(state, self.reference_unet(oldest, self.image_embeds))
+            state.keyframes.append(self.reference_unet(oldest, self.image_embeds))
 
         state.latents = latents[:, :, CHUNK:]
         state.motion_tokens = motion_tokens[CHUNK:]
@@ -250,14 +252,23 @@ class Stream:
         first = CHUNK * (state.window - 1) - WARM_UP
         return chunk[:, :, max(0, -first) : max(0, state.frames - first)]
 
-    def _add_keyframe(self, state: StreamState, features: ReferenceFeatures) -> None:
-        state.keyframes.append(features)
-        state.conditioning = self.denoising_unet.add_keyframe(state.conditioning, features)
-        state.denoise = self._window(state.conditioning)
+    def _window(self, state: StreamState, motion: Motion) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (1, 4, 16, h, w), motion tokens (16, 32, 16) and pose features (1, 320, 16, h, w) with the motion of
+        four new frames."""
+        newest = self._noised(state.generator, self.schedule.timesteps(0, self.device)[-CHUNK:])
+        motion = retarget_motion(self.motion, motion, state.neutral, self.strength)
+        return (
+            torch.cat([state.latents, newest], dim=2),
+            torch.cat([state.motion_tokens, motion.tokens]),
+            torch.cat([state.pose_features, self._pose_features(motion.pose)], dim=2),
+        )
 
-    def _window(self, conditioning: Conditioning) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        window = partial(denoise_window, self.denoising_unet, self.schedule, conditioning)
-        return GraphedFunction(window) if self.capture else window
+    def _denoise(
+        self, state: StreamState, latents: Tensor, motion_tokens: Tensor, pose_features: Tensor
+    ) -> DenoisedWindow:
+        references = [self.features, *state.keyframes]
+        tokens = self._to_network(motion_tokens[None])
+        return self.denoiser(self.image_embeds, references, latents, tokens, pose_features)
 
     def _noised(self, generator: torch.Generator, timesteps: Tensor) -> Tensor:
         """The reference latents at F noise levels, (1, 4, F, h, w)."""

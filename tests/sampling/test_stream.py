@@ -8,6 +8,7 @@ import torch
 from personalive_core.errors import InputError
 from personalive_core.sampling.reference import Reference
 from personalive_core.sampling.stream import Stream, reflected
+from personalive_core.sampling.window import Denoiser
 from seeded import normal
 from streams import make_stream, motion_of, run, small_stream
 from tiny import error, golden
@@ -47,15 +48,14 @@ def test_graphed_windows_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch):
     plain, motion = small_stream(), motion_of(normal("driving", 70, 32, 16))
     found = []
     for capture in (False, True):
+        denoising_unet = copy.deepcopy(plain.denoiser.denoising_unet).to("cuda")
         stream = Stream(
             Reference(plain.latents, plain.image_embeds, plain.features, plain.motion),
-            denoising_unet=copy.deepcopy(plain.denoising_unet).to("cuda"),
+            denoiser=Denoiser(denoising_unet, plain.schedule, plain.keyframes.limit, capture),
             reference_unet=copy.deepcopy(plain.reference_unet).to("cuda"),
             pose_guider=copy.deepcopy(plain.pose_guider).to("cuda"),
-            schedule=plain.schedule,
             keyframes=plain.keyframes,
             device="cuda",
-            capture=capture,
         )
         found.append(run(stream, motion, [70]).cpu())
     assert error(found[1], found[0]) < 1e-5
