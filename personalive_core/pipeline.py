@@ -186,10 +186,10 @@ class Pipeline:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Scaled latents (1, 4, F, h, w) -> uint8 (F, H, W, 3)."""
-        return self._start_decoding(latents).result()
+        return self.start_decoding(latents).result()
 
-    def _start_decoding(self, latents: Tensor) -> DecodedFrames:
-        """On a stream of its own, so that the next window need not wait."""
+    def start_decoding(self, latents: Tensor) -> DecodedFrames:
+        """`decode` without waiting, on a stream of its own, so that the next window need not wait either."""
         if self.decoder_stream is not None:
             self.decoder_stream.wait_stream(torch.cuda.current_stream(self.device))
             latents.record_stream(self.decoder_stream)
@@ -282,7 +282,7 @@ class Pipeline:
                     chunk = next(latents, None)
                     if chunk is None:
                         return
-                    started = self._start_decoding(chunk) if chunk.shape[2] else None
+                    started = self.start_decoding(chunk) if chunk.shape[2] else None
                 if started:
                     yield started
 

@@ -1,13 +1,19 @@
-"""What a live session needs of the networks, and how the pipeline gives it."""
+"""What a live session needs of the networks."""
 
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ..framing.driving_crop import DrivingCrop, DrivingCropSettings
+from ..config import CHUNK
+from ..device import to_pixels
+from ..framing.driving_crop import SIZE, DrivingCrop, DrivingCropSettings, open_driving_crop
+from ..motion.extraction import extract_motion
 from ..motion.motion import Motion
+from ..networks.motion_encoder import MotionEncoder
+from ..networks.motion_extractor import MotionExtractor
 from ..sampling.cuda import Started
 from ..sampling.reference import Reference
 
@@ -51,3 +57,35 @@ class LiveModel(Protocol):
 
     def wait(self) -> None:
         """Waits for the window under way."""
+
+
+class NetworksModel:
+    """What is the same in every live model: the way from a camera's pictures to motion.
+
+    Args:
+        extractor: on the device.
+        encoder: on the device.
+        device: where the networks run.
+    """
+
+    def __init__(self, extractor: MotionExtractor, encoder: MotionEncoder, device: torch.device):
+        self.extractor, self.encoder, self.device = extractor, encoder, device
+
+    def open_crop(self, settings: DrivingCropSettings) -> DrivingCrop:
+        return open_driving_crop(settings, (), None, lambda: self.extractor, self.device)
+
+    def extract(self, pictures: Sequence[np.ndarray], previous: Motion | None) -> tuple[Motion, Tensor]:
+        pixels = to_pixels(np.stack(pictures), self.device)
+        return extract_motion(self.extractor, self.encoder, pixels, previous), pixels
+
+    def warm_up(self) -> None:
+        """Runs the motion networks on every number of pictures that a window may have: each is a CUDA graph."""
+        for count in range(1, CHUNK + 1):
+            for _ in range(2):  # the second call captures
+                self.extract([np.zeros((SIZE, SIZE, 3), np.uint8)] * count, None)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(blocking=True)  # without keeping a processor busy
+            event.record(torch.cuda.current_stream(self.device))
+            event.synchronize()
