@@ -1,5 +1,7 @@
 """What length, cutting and settings change in what the miniature makes. Minutes on a CPU."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ pytest.importorskip("diffusers", reason="the standalone pipeline needs diffusers
 from cases import SIZE, Case, animated, score
 from drawn import Pose, draw, random_character
 from measure import measure
+from personalive_core.config import CHUNK, WARM_UP
 from personalive_core.motion.motion import Motion
 from personalive_core.motion.performance import Strength
 from personalive_core.pipeline import Pipeline
@@ -76,6 +79,22 @@ def test_another_seed_is_another_take_of_the_same(pipeline, short):
 def test_eight_steps_lose_little(pipeline, short):
     case, result = short
     assert score(animated(pipeline, case, steps=8), case.answers) > score(result, case.answers) - 1
+
+
+def test_early_frames_are_as_near_to_the_right_answer(pipeline, short):
+    """A window sooner, after three of their four steps."""
+    case, result = short
+    stream, motion = (
+        pipeline.stream(pipeline.encode_reference(case.portrait)),
+        pipeline.extract_motion(np.stack(case.driving)),
+    )
+    with torch.inference_mode():
+        state, early = stream.start(motion, seed=42), []
+        for _ in chain(stream.push(state, motion), stream.flush(state)):
+            early.append(pipeline.decode(state.early))
+    frames = np.concatenate(early)[WARM_UP - CHUNK :][: len(result)]
+    assert not np.array_equal(frames, result)
+    assert score(frames, case.answers) > score(result, case.answers) - 0.5
 
 
 def test_keyframes_cost_nothing(pipeline):
