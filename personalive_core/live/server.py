@@ -8,6 +8,7 @@ import hmac
 import io
 import ipaddress
 import json
+import logging
 import socket as sockets
 import threading
 from collections import deque
@@ -23,11 +24,13 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from PIL import Image
 
 from ..errors import InputError
-from ..media.pictures import decode_picture, fit_picture
+from ..media.pictures import decode_picture
 from . import protocol
 from .protocol import Kind, Message
 from .recording import Recording
 from .session import DrivenMotion, LiveChunk, LiveSession
+
+log = logging.getLogger(__name__)
 
 WEB = Path(__file__).parent / "web"
 TYPES = {
@@ -112,6 +115,7 @@ class LiveServer:
             others are refused, because a page of another site can be called by a name that leads here.
 
     Attributes:
+        video: name of the file that drives the session in place of a camera; camera frames are then passed over.
         waiting_jobs: how many other jobs wait for the session to end.
         on_restart: is called in the event loop when a page wants a session that has stopped to begin again.
     """
@@ -119,15 +123,15 @@ class LiveServer:
     def __init__(
         self, *, driver_token: str, viewer_token: str, recordings: Path, allowed_hosts: Iterable[str] | None = None
     ):
+        self.video: str | None = None
         self.waiting_jobs: Callable[[], int] = lambda: 0
         self.on_restart: Callable[[], None] = lambda: None
         self._tokens = {"driver": driver_token, "viewer": viewer_token}
         self._recordings = recordings
-        self._allowed_hosts = {"localhost", sockets.gethostname().lower(), *map(str.lower, allowed_hosts or ())}
+        self._allowed_hosts = {"localhost", *_own_names(), *map(str.lower, allowed_hosts or ())}
         self._loop: asyncio.AbstractEventLoop | None = None  # that of the pages, once there is one
         self._session: LiveSession | None = None
         self._size = 0, 0
-        self._on_portrait: Callable[[np.ndarray], None] | None = None
         self._driver: _Client | None = None
         self._viewers: list[_Client] = []
         self._ticker: asyncio.Task | None = None
@@ -143,28 +147,23 @@ class LiveServer:
 
     # ---------------------------------------------------------------------------------------------- the session
 
-    def attach(
-        self,
-        session: LiveSession,
-        size: tuple[int, int],
-        on_portrait: Callable[[np.ndarray], None] | None = None,
-    ) -> None:
+    def attach(self, session: LiveSession, size: tuple[int, int]) -> None:
         """Serves this session; from any thread, before it runs.
 
         Args:
             session: its callbacks become ours.
             size: width and height of the result.
-            on_portrait: gets an uploaded picture, uint8 (H, W, 3), in a thread of its own, and calls `show_portrait`
-                with what it made of it. None cuts the middle out and hands it to the session.
         """
-        self._size, self._on_portrait = size, on_portrait
-        self._made = self._encoder_dropped = 0
+        self._size = size
+        self._portrait, self._portraits, self._made, self._encoder_dropped = b"", 0, 0, 0
         self._session = session
         session.on_chunk, session.on_motion = self._take_chunk, self._take_motion
-        session.on_state = lambda: self._soon(self._say_state, "state")
-        self._encoder = threading.Thread(target=self._encode_all, name="encoder of live frames", daemon=True)
+        session.on_state, session.on_problem = self._take_state, self.say_problem
+        self._encoder = threading.Thread(
+            target=self._encode_all, args=(session,), name="encoder of live frames", daemon=True
+        )
         self._encoder.start()
-        session.on_state()
+        self._take_state()
 
     def detach(self) -> None:
         """The session is over; what is being recorded is finished. From any thread but that of the event loop."""
@@ -178,13 +177,9 @@ class LiveServer:
         self._chunks.clear()
         self._soon(self._say_state, "state")
 
-    def show_portrait(self, picture: np.ndarray) -> None:
-        """Shows the pages what the networks see, uint8 (height, width, 3); from any thread."""
-        self._portrait, self._portraits = Message(Kind.PORTRAIT, _jpeg(picture)).pack(), self._portraits + 1
-        self._soon(self._say_all, "portrait", self._portrait)
-
     def say_problem(self, text: str) -> None:
-        """Tells the pages; from any thread."""
+        """Tells the pages, and the log; from any thread."""
+        log.warning(text)
         self._soon(self._say_all, "problem", json.dumps({"type": "problem", "text": text}))
 
     def record(self, on: bool) -> None:
@@ -220,18 +215,29 @@ class LiveServer:
         if recording := self._recording:
             recording.take_motion(driven)
 
-    def _encode_all(self) -> None:
+    def _take_state(self) -> None:
+        with self._changed:
+            self._changed.notify_all()  # the portrait may be another
+        self._soon(self._say_state, "state")
+
+    def _encode_all(self, session: LiveSession) -> None:
         """The encoder's thread: each frame is encoded once, for all pages."""
         me = threading.current_thread()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._chunks or self._encoder is not me)
+                self._changed.wait_for(
+                    lambda: self._chunks or session.portraits != self._portraits or self._encoder is not me
+                )
                 if self._encoder is not me:
                     return
-                chunk, number = self._chunks.popleft()
-            session = self._session
-            flags = protocol.EARLY if session and session.settings.early else 0
-            if self._driver or self._viewers:
+                chunk, number = self._chunks.popleft() if self._chunks else (None, 0)
+            if session.portraits != self._portraits and session.portrait is not None:
+                self._portraits = session.portraits
+                self._portrait = Message(Kind.PORTRAIT, _jpeg(session.portrait)).pack()
+                self._soon(self._say_all, "portrait", self._portrait)
+                self._soon(self._say_state, "state")
+            if chunk and (self._driver or self._viewers):
+                flags = protocol.EARLY if session.settings.early else 0
                 for i, (pixels, time) in enumerate(zip(chunk.pictures, chunk.times, strict=True)):
                     frame = Message(Kind.RESULT, _jpeg(pixels), time * 1000, number + i, chunk.window, flags)
                     self._soon(self._show_all, frame.pack())
@@ -260,6 +266,8 @@ class LiveServer:
         session, recording = self._session, self._recording
         state = {
             "type": kind,
+            "size": self._size,
+            "video": self.video,
             **(session.stats() if session else {"state": "off", "message": ""}),
             "viewers": len(self._viewers),
             "driver": self._driver is not None,
@@ -307,7 +315,10 @@ class LiveServer:
         return web.Response(body=path.read_bytes(), content_type=TYPES[path.suffix], charset="utf-8", headers=HEADERS)
 
     def _check_host(self, request: web.Request) -> None:
-        """A name that is not ours is a page of another site that got here by DNS rebinding; a number cannot be."""
+        """A name that is not ours is a page of another site that got here by DNS rebinding. A number cannot be, and TLS
+        has checked the name."""
+        if request.secure:
+            return
         try:
             name = (urlsplit(f"//{request.host}").hostname or "").lower()
         except ValueError:
@@ -434,7 +445,7 @@ class LiveServer:
 
     def _receive(self, message: Message) -> None:
         session = self._session
-        if message.kind is Kind.CAMERA and session:
+        if message.kind is Kind.CAMERA and session and self.video is None:
             session.push(message.time / 1000, message.data)
         elif message.kind is Kind.SOUND and self._recording:
             self._recording.take_sound(message.time / 1000, message.data, message.sample_rate)
@@ -443,13 +454,7 @@ class LiveServer:
 
     def _change_portrait(self, session: LiveSession, data: bytes) -> None:
         try:
-            picture = decode_picture(data, "The portrait", protocol.MAX_PORTRAIT)
-            if self._on_portrait:
-                self._on_portrait(picture)
-                return
-            picture = fit_picture(picture, *self._size)
-            session.set_portrait(picture)
-            self.show_portrait(picture)
+            session.set_portrait(decode_picture(data, "The portrait", protocol.MAX_PORTRAIT))
         except InputError as error:
             self.say_problem(str(error))
 
@@ -474,6 +479,11 @@ def _address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address 
 def _is_here(remote: str | None) -> bool:
     address = _address(remote)
     return address is not None and address.is_loopback
+
+
+def _own_names() -> set[str]:
+    name = sockets.gethostname().lower()
+    return {name, f"{name.partition('.')[0]}.local"}
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
