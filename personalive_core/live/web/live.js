@@ -51,7 +51,7 @@ const fromWorker = {
     $("skipped").textContent = now.skipped;
     $("made").textContent = now.made;
     Object.assign($("now").dataset, now); // what the tests read
-    $("delay").textContent = delay === null ? "–" : Math.round(delay);
+    for (const id of ["delay", "delay-now"]) setText($(id), delay === null ? "–" : Math.round(delay));
     $("copy-delay").disabled = delay === null;
     if (microphone && delay !== null) microphone.delay = delay;
   },
@@ -70,7 +70,7 @@ const fromServer = {
     showLink();
   },
   refused({ reason, text }) {
-    page.refused = { reason, text };
+    page.refused = { reason, text: reason === "insecure" ? insecure(location) : text };
     render();
   },
   taken_over() {
@@ -86,7 +86,7 @@ const fromServer = {
 function takeSession(session) {
   page.session = session;
   const isNew = session.received < received; // the server was started again
-  received = session.received;
+  received = session.received ?? 0;
   const { state } = session;
   if (page.isDriving && isNew) {
     send({ type: "set", strength: strength(), early: $("early").checked, mirror: $("mirror").checked });
@@ -96,7 +96,7 @@ function takeSession(session) {
   idle = state === "stopped" || state === "off" ? idle + 1 : 0;
   if (page.isDriving && idle > MAX_IDLE) leave();
   before = state;
-  if (performance.now() - changed > SETTLED && !isNew) showSettings(session);
+  if (session.strength && !isNew && performance.now() - changed > SETTLED) showSettings(session);
   render();
 }
 
@@ -119,6 +119,8 @@ function render() {
   for (const id of ["pause", "calibrate", "record", "stop"]) $(id).hidden = !isDriving;
   for (const id of ["pause", "calibrate", "record"]) $(id).disabled = !isOn;
   if (!session) return;
+  showNotices(session);
+  if (session.state === "off") return;
   setText($("pause").firstChild, session.state === "paused" ? "Go on " : "Pause ");
   $("record").setAttribute("aria-pressed", Boolean(session.recording));
   setText($("record"), session.recording ? "Stop recording" : "Record");
@@ -130,7 +132,6 @@ function render() {
   setText($("received"), session.received);
   setText($("viewers"), session.viewers ?? 0);
   drawDots(session);
-  showNotices(session);
 }
 
 function setText(node, text) {
@@ -201,7 +202,9 @@ function showValues() {
 
 function showLink() {
   const url = new URL("view", location.href);
-  url.search = $("hold").checked ? `?delay=${$("hold-at").value}` : "";
+  url.search = "";
+  if (!$("label").checked) url.searchParams.set("label", 0);
+  if ($("hold").checked) url.searchParams.set("delay", $("hold-at").value);
   url.hash = viewerToken;
   $("view-link").value = url.href;
 }
@@ -322,8 +325,9 @@ const tellHold = () => tell("hold", { delay: $("hold").checked ? Number($("hold-
 
 async function copy(button, text) {
   await navigator.clipboard.writeText(text);
+  const label = button.textContent;
   button.textContent = "Copied";
-  setTimeout(() => (button.textContent = "Copy"), 1500);
+  setTimeout(() => (button.textContent = label), 1500);
 }
 
 function listen() {
@@ -349,6 +353,7 @@ function listen() {
     tellHold();
     showLink();
   };
+  $("label").onchange = showLink;
   $("copy-delay").onclick = () => copy($("copy-delay"), $("delay").textContent);
   $("copy-link").onclick = () => copy($("copy-link"), $("view-link").value);
   $("view-link").onfocus = () => $("view-link").select();
