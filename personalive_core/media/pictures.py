@@ -65,6 +65,27 @@ def read_picture(path: str | Path) -> np.ndarray:
         return _to_pixels(image, path)
 
 
+def decode_picture(data: bytes, name: str, most: int) -> np.ndarray:
+    """Decode a PNG, JPEG or WebP that somebody sent, as `read_picture` does.
+
+    Args:
+        data: Of the file.
+        name: What messages call it.
+        most: Pixels that it may have.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        InputError: It is of another kind, cut off or damaged, too large, or has a side under 32 pixels.
+    """
+    with _decoded(io.BytesIO(data), name, ("PNG", "JPEG", "WEBP")) as image:
+        if image.width * image.height > most:
+            size = f"{image.width} x {image.height} pixels"
+            raise InputError(f"{name} is {size}, and more than {most} are not read: make it smaller first.")
+        return _to_pixels(image, name)
+
+
 def read_animation(path: str | Path) -> Iterator[tuple[np.ndarray, int]]:
     """Read an animated WebP or AVIF, or a picture of any kind as its one frame.
 
@@ -95,13 +116,21 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[Image.Image]:
-    """The picture; what fails while it is open becomes an InputError."""
     check_exists(path, "picture")
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder; give the path of a picture.")
+    with _decoded(path, path) as image:
+        yield image
+
+
+@contextmanager
+def _decoded(
+    source: str | Path | io.BytesIO, path: str | Path, formats: Sequence[str] | None = None
+) -> Iterator[Image.Image]:
+    """The picture; what fails while it is open becomes an InputError that names `path`."""
     try:
         with _quiet():
-            image = Image.open(path)
+            image = Image.open(source, formats=formats)  # type: ignore[arg-type]
         with image:
             yield image
     except UnidentifiedImageError as error:

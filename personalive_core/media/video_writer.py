@@ -209,7 +209,7 @@ class VideoWriter:
         self._graph = conversion_graph(
             av.VideoFrame(width, height, "rgb24"), "out_color_matrix=bt709:out_range=tv", "yuv420p"
         )
-        self._sound = audio_from and Path(audio_from), self.path.suffix.lower(), audio_start
+        self._audio_from, self._audio_start = audio_from, audio_start
         self._frames: Queue[tuple[np.ndarray, Fraction] | None] = Queue(AHEAD)
         self._encoder: Thread | None = None
         self._segment: _Segment | None = None
@@ -300,16 +300,20 @@ class VideoWriter:
         if self._partial:
             self._partial.sync()
 
-    def finish(self) -> None:
+    def finish(self, audio_from: Path | None = None) -> None:
         """Complete the file and give it its name; without a frame, leave nothing. The end of the `with` does it.
 
+        Args:
+            audio_from: A file to copy the sound from that was not there before.
+
         Raises:
-            InputError: The disk is full.
+            InputError: The disk is full, or `audio_from` cannot be read.
         """
         if self._partial is None:
             return
+        self._audio_from = audio_from or self._audio_from
         if self._count == self._resumed:
-            self._discard()
+            self.discard()
             return
         temporary = self.path.with_name(f".{self.path.stem}-{uuid4().hex[:8]}{self.path.suffix}")
         try:
@@ -319,12 +323,12 @@ class VideoWriter:
                 self._copy_to(temporary)
                 os.replace(temporary, self.path)
         except BaseException:
-            self._discard()
+            self.discard()
             with suppress(OSError):
                 temporary.unlink()
             raise
         self._resumable = False
-        self._discard()
+        self.discard()
 
     def _copy_to(self, path: Path) -> None:
         """The growing file as an ordinary one, with the sound."""
@@ -346,11 +350,12 @@ class VideoWriter:
                 sound.close()
 
     def _open_sound(self, target: av.container.OutputContainer) -> AudioCopier | None:
-        source, suffix, start = self._sound
-        return AudioCopier.open(source, target, suffix, start) if source else None
+        if self._audio_from is None:
+            return None
+        return AudioCopier.open(Path(self._audio_from), target, self.path.suffix.lower(), self._audio_start)
 
-    def _discard(self) -> None:
-        """Closes the growing file, and removes it unless it is kept for another run."""
+    def discard(self) -> None:
+        """Close the growing file, and remove it unless it is kept for another run. After `finish` there is none."""
         if self._partial is None:
             return
         if self._encoder is not None:
@@ -372,7 +377,7 @@ class VideoWriter:
         try:
             yield
         except OSError as error:
-            self._discard()
+            self.discard()
             if error.errno == errno.ENOSPC:
                 raise InputError(
                     f"{self.path} cannot be written: the disk is full; make room and try again."
@@ -388,4 +393,4 @@ class VideoWriter:
         if kind is None or issubclass(kind, KeyboardInterrupt):
             self.finish()
         else:
-            self._discard()
+            self.discard()
