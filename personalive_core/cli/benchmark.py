@@ -1,7 +1,9 @@
 """`benchmark`: how fast this machine is."""
 
 import argparse
+from importlib.util import find_spec
 
+from ..errors import InputError
 from .options import SIZES, add_device_options
 
 
@@ -20,11 +22,33 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     benchmark.add_argument(
         "--keyframes", type=int, default=0, choices=(0, 1, 2, 3), help="how many the timed windows have"
     )
+    benchmark.add_argument(
+        "--live", action="store_true", help="a live session: delay and stalls, with up to so many keyframes"
+    )
+    benchmark.add_argument("--early", action="store_true", help="of --live: show frames after three of four passes")
+    benchmark.add_argument("--camera-fps", type=float, default=30, metavar="N", help="of --live: the camera's rate")
     benchmark.add_argument("--json", action="store_true", help="one line of JSON")
     benchmark.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.live:
+        if find_spec("aiohttp") is None:
+            raise InputError("--live needs aiohttp: pip install 'personalive[live]'.")
+        from .measure_live import run_live_benchmark
+
+        run_live_benchmark(
+            options.frames,
+            options.size,
+            options.device,
+            options.dtype,
+            options.decoder,
+            options.keyframes,
+            options.early,
+            options.camera_fps,
+            options.json,
+        )
+        return
     from .measure import run_benchmark
 
     run_benchmark(

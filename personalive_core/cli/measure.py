@@ -86,13 +86,13 @@ def run_benchmark(
         raise InputError(f"--frames is {frames}, but medians need at least {CHUNK * (SETTLED + 8)}.")
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
-    pipeline = _pipeline(target, precision, decoder)
+    pipeline = make_pipeline(target, precision, decoder)
     figures = _measure(pipeline, frames, size, steps, precision, decoder, keyframes)
     print(json.dumps(asdict(figures)) if as_json else _table(figures))
 
 
 @torch.no_grad()
-def _filled(network: nn.Module, device: torch.device) -> nn.Module:
+def fill_randomly(network: nn.Module, device: torch.device) -> nn.Module:
     """Random weights of a size at which activations neither grow nor vanish."""
     network = network.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
@@ -106,9 +106,10 @@ def _filled(network: nn.Module, device: torch.device) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _pipeline(device: torch.device, dtype: torch.dtype, decoder: str) -> Pipeline:
+def make_pipeline(device: torch.device, dtype: torch.dtype, decoder: str) -> Pipeline:
+    """All networks at full size, with random weights."""
     networks: dict[str, Any] = {
-        name: place(name, _filled(network, device), device, dtype)
+        name: place(name, fill_randomly(network, device), device, dtype)
         for name, network in meta_networks(ModelConfig()).items()
     }
     with torch.device("meta"):
@@ -120,9 +121,9 @@ def _pipeline(device: torch.device, dtype: torch.dtype, decoder: str) -> Pipelin
             latent_channels=4,
         )
         tiny = AutoencoderTiny()
-        # Never run: the embeds are drawn at random.
+        # Never run here: the embeds are drawn at random.
         image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(projection_dim=768))
-    chosen = _filled(TinyDecoder(tiny) if decoder == "tiny" else decoder_of(vae), device)
+    chosen = fill_randomly(TinyDecoder(tiny) if decoder == "tiny" else decoder_of(vae), device)
     placed = place("decoder", chosen, device, dtype)
     return Pipeline(**networks, vae=vae, decoder=placed, image_encoder=image_encoder, device=device)
 

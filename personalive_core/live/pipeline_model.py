@@ -26,6 +26,9 @@ class PipelineModel(NetworksModel):
         width, height: of the result, in pixels.
         keyframes: when a frame becomes a keyframe; none, if the networks do not fit on the device.
         steps: denoising steps a frame.
+
+    Attributes:
+        keyframes: those settings, as they are used.
     """
 
     def __init__(
@@ -40,17 +43,15 @@ class PipelineModel(NetworksModel):
         super().__init__(pipeline.motion_extractor, pipeline.motion_encoder, pipeline.device)
         self.width, self.height = width, height
         self._pipeline, self._fit = pipeline, fit
-        self._keyframes = keyframes or KeyframeSettings()
-        self._resident = ExitStack()
-        if not self._resident.enter_context(pipeline.onload()):  # a keyframe would have to wait for its network
-            self._keyframes = replace(self._keyframes, limit=0, return_every=0)
+        self.keyframes = keyframes or KeyframeSettings()
         self.warm_up()
-        self._stream = pipeline.stream(
-            pipeline.encode_reference(np.zeros((height, width, 3), np.uint8)), steps, self._keyframes
-        )
+        blank = pipeline.encode_reference(np.zeros((height, width, 3), np.uint8))
+        self._stream = pipeline.stream(blank, steps, self.keyframes)
         self._stream.prepare()
-        latents = self._stream.latents[:, :, None].expand(-1, -1, CHUNK, -1, -1)
-        self.decode(latents).result()
+        self.decode(blank.latents[:, :, None].expand(-1, -1, CHUNK, -1, -1)).result()
+        self._resident = ExitStack()  # which nobody leaves
+        if not self._resident.enter_context(pipeline.onload()):  # a keyframe would have to wait for its network
+            self._stream.keyframes = self.keyframes = replace(self.keyframes, limit=0, return_every=0)
 
     def encode(self, picture: np.ndarray) -> Generator[None, None, EncodedPortrait]:
         fitted = self._fit(picture)

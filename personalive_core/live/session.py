@@ -502,6 +502,8 @@ class LiveSession:
             chunk_times += self._pending[0]
         if chunks:
             self._decoding = model.decode(torch.cat(chunks, dim=2)), chunk_times, now
+            if self._decoding[0].done():  # where nothing runs beside the next window, as on a CPU
+                self._emit()
         self._enter(self._driven_state())
 
     def _emit(self) -> None:

@@ -25,6 +25,9 @@ class Started(Protocol[Result]):
     def result(self) -> Result:
         """Waits for the work."""
 
+    def done(self) -> bool:
+        """Whether `result` would not wait."""
+
 
 class PinnedCopy:
     """A copy from a GPU to the CPU, from CUDA to pinned memory and started on the current stream. A tensor on the CPU
@@ -44,6 +47,10 @@ class PinnedCopy:
         if self._event is not None:
             self._event.synchronize()
         return self._copy
+
+    def done(self) -> bool:
+        """Whether the copy is complete."""
+        return self._event is None or self._event.query()
 
 
 class DecodedFrames:
@@ -71,6 +78,10 @@ class DecodedFrames:
                 "the decoded video holds numbers that are not finite (NaN): choose another precision, bf16 or fp32."
             )
         return self._pictures.result().numpy()
+
+    def done(self) -> bool:
+        """Whether the copy is complete."""
+        return self._pictures.done()
 
 
 def one_behind(started: Iterable[Started[Result]]) -> Iterator[Result]:

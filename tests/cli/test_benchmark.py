@@ -14,7 +14,7 @@ from tiny import tiny_pipeline
 
 
 def test_it_runs_and_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    monkeypatch.setattr(measure, "_pipeline", lambda *_: tiny_pipeline())
+    monkeypatch.setattr(measure, "make_pipeline", lambda *_: tiny_pipeline())
     for name, value in {"REPEATS": 1, "SETTLED": 1, "WRITTEN": 1}.items():
         monkeypatch.setattr(measure, name, value)
     arguments = ["benchmark", "--device", "cpu", "--size", "128", "--frames", "36", "--keyframes", "1", "--json"]

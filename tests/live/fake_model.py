@@ -11,9 +11,9 @@ from threading import Thread
 import numpy as np
 import torch
 from aiohttp import web
+from browser import draw_number, read_number
 from torch import Tensor
 
-from browser import draw_number, read_number
 from personalive_core.config import CHUNK, WARM_UP
 from personalive_core.framing.driving_crop import DrivingCropSettings
 from personalive_core.live.model import EncodedPortrait
@@ -77,6 +77,9 @@ class FakeStream:
 class FakeDecoding:
     def __init__(self, latents: Tensor, seconds: float):
         self._latents, self._done = latents, time.monotonic() + seconds
+
+    def done(self) -> bool:
+        return time.monotonic() >= self._done
 
     def result(self) -> np.ndarray:
         time.sleep(max(0.0, self._done - time.monotonic()))

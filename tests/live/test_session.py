@@ -82,7 +82,7 @@ class Model:
     def decode(self, latents):
         numbers = latents.flatten().tolist()
         frames = np.stack([np.full((4, 4, 3), n if n >= 0 else 255, np.float32) for n in numbers])
-        return SimpleNamespace(result=lambda: frames)
+        return SimpleNamespace(result=lambda: frames, done=lambda: False)
 
     def wait(self):
         self.clock.now += self.duration
