@@ -14,7 +14,7 @@ from ..motion.extraction import extract_motion
 from ..motion.motion import Motion
 from ..networks.motion_encoder import MotionEncoder
 from ..networks.motion_extractor import MotionExtractor
-from ..sampling.cuda import Started
+from ..sampling.cuda import URGENT, Started, on_stream, side_stream
 from ..sampling.reference import Reference
 
 Report = Callable[[str, float], None]
@@ -70,13 +70,16 @@ class NetworksModel:
 
     def __init__(self, extractor: MotionExtractor, encoder: MotionEncoder, device: torch.device):
         self.extractor, self.encoder, self.device = extractor, encoder, device
+        # The next window waits for the motion, while the last one's frames are still being decoded.
+        self._motion_stream = side_stream(device, URGENT)
 
     def open_crop(self, settings: DrivingCropSettings) -> DrivingCrop:
         return open_driving_crop(settings, (), None, lambda: self.extractor, self.device)
 
     def extract(self, pictures: Sequence[np.ndarray], previous: Motion | None) -> tuple[Motion, Tensor]:
-        pixels = to_pixels(np.stack(pictures), self.device)
-        return extract_motion(self.extractor, self.encoder, pixels, previous), pixels
+        with on_stream(self._motion_stream):
+            pixels = to_pixels(np.stack(pictures), self.device)
+            return extract_motion(self.extractor, self.encoder, pixels, previous), pixels
 
     def warm_up(self) -> None:
         """Runs the motion networks on every number of pictures that a window may have: each is a CUDA graph."""

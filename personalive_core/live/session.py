@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any, NamedTuple
@@ -158,6 +159,7 @@ class LiveSession:
         self._period = FIRST_PERIOD
         self._durations = {"window": 0.0, "decode": 0.0}
         self._windows = 0
+        self._readers = ThreadPoolExecutor(CHUNK, "reader of camera frames")
         self._reset()
 
     # ------------------------------------------------------------------------------------------ from any thread
@@ -401,8 +403,7 @@ class LiveSession:
         if settings != self._cropped_by:
             self._crop, self._cropped_by = model.open_crop(settings) if settings else None, settings
         cut = []
-        for frame in frames:
-            picture = _pixels(frame.picture)
+        for frame, picture in zip(frames, self._readers.map(_pixels, [frame.picture for frame in frames]), strict=True):
             if picture is not None:
                 picture = np.ascontiguousarray(picture[:, ::-1]) if self.settings.mirror else picture
                 found = self._crop.cut(picture) if self._crop else None

@@ -99,9 +99,12 @@ def one_behind(started: Iterable[Started[Result]]) -> Iterator[Result]:
         yield previous.result()
 
 
-def side_stream(device: torch.device) -> torch.cuda.Stream | None:
+URGENT = -1  # the priority of a stream whose small kernels go before the large ones of others
+
+
+def side_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream | None:
     """A stream for work that other streams need not wait for; None where the device has no streams."""
-    return torch.cuda.Stream(device) if device.type == "cuda" else None
+    return torch.cuda.Stream(device, priority) if device.type == "cuda" else None
 
 
 def on_stream(stream: torch.cuda.Stream | None):
@@ -243,7 +246,7 @@ def _trim_graph_memory(device: torch.device) -> None:
 
 
 class GraphedNetwork:
-    """Stands in for a network with one input: one CUDA graph per input shape, on a stream of its own.
+    """Stands in for a small network with one input: one CUDA graph per input shape, on an urgent stream of its own.
 
     Args:
         network: Already on its CUDA device, where it must stay. Has `config` and `get_dtype()`.
@@ -253,7 +256,7 @@ class GraphedNetwork:
         self.config: Any = network.config
         self.get_dtype: Callable[[], torch.dtype] = network.get_dtype
         self._network = network
-        self._stream = torch.cuda.Stream(next(network.parameters()).device)
+        self._stream = torch.cuda.Stream(next(network.parameters()).device, URGENT)
         self._by_shape: dict[torch.Size, GraphedFunctions] = {}
 
     def __call__(self, x: Tensor) -> Any:
