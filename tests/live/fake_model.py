@@ -155,7 +155,6 @@ class Served:
     async def __aenter__(self) -> "Served":
         portrait = np.full((SIDE, SIDE, 3), 90, np.uint8)
         self.server.attach(self.session, (SIDE, SIDE))
-        self.server.show_portrait(portrait)
         self.session.set_portrait(portrait)
         self._thread = Thread(target=self.session.run, args=(lambda report: self.model,), daemon=True)
         self._thread.start()
