@@ -127,6 +127,10 @@ class Page:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
         return answer["result"]
 
+    async def close(self) -> None:
+        await self.call("Page.close")
+        await self._reader
+
     async def listen(self) -> None:
         for method in ("Page.enable", "Runtime.enable", "Log.enable", "Network.enable"):
             await self.call(method)
@@ -235,4 +239,5 @@ class Browser:
         if prepare:
             await prepare(page)
         await page.call("Page.navigate", url=url)
+        await page.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
         return page
