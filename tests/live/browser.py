@@ -47,7 +47,7 @@ def read_number(picture: np.ndarray) -> int:
 
 READ_NUMBER = f"""(source) => {{
   const width = source.videoWidth ?? source.width, height = source.videoHeight ?? source.height;
-  const canvas = globalThis.numberCanvas ??= Object.assign(document.createElement("canvas"), {{width: {BITS}, height: 1}});
+  const canvas = globalThis.numberCanvas ??= new OffscreenCanvas({BITS}, 1);
   const context = canvas.getContext("2d", {{willReadFrequently: true}});
   const cell = Math.floor(width / {BITS});
   context.imageSmoothingEnabled = false;
@@ -87,6 +87,7 @@ class Page:
         self._socket = socket
         self._numbers = count()
         self._answers: dict[int, asyncio.Future] = {}
+        self._workers: list[asyncio.Task] = []
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -108,7 +109,7 @@ class Page:
         elif event == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         elif event == "Target.attachedToTarget":  # a worker
-            asyncio.create_task(self._listen_to(params["sessionId"]))
+            self._workers.append(asyncio.create_task(self._listen_to(params["sessionId"])))
 
     async def _listen_to(self, session: str) -> None:
         for method in ("Runtime.enable", "Log.enable", "Network.enable"):

@@ -196,7 +196,9 @@ def test_a_portrait_is_turned_and_made_smaller(loop, served, page, tmp_path):
 def test_no_camera(loop, page, name, says):
     async def run():
         await page.wait(CAN_START)
-        await page.evaluate(f"navigator.mediaDevices.getUserMedia = async () => {{throw new DOMException('', '{name}')}}")
+        await page.evaluate(
+            f"navigator.mediaDevices.getUserMedia = async () => {{throw new DOMException('', '{name}')}}"
+        )
         await page.click("#start")
         await page.wait(f"document.querySelector('#status').textContent.includes({says!r})")
         assert await page.evaluate(CAN_START)
@@ -216,7 +218,7 @@ def test_http_on_a_lan_says_what_to_do(loop, browser, tmp_path):
 
 
 def test_every_state_has_its_words(loop, page):
-    states = "off loading ready calibrating live stalled paused stopped error".split()
+    states = ["off", "loading", "ready", "calibrating", "live", "stalled", "paused", "stopped", "error"]
     describe = """async (states) => {
       const { describe } = await import("./words.js");
       const session = (state) => ({ state, message: "No memory.", lost: 2.2 });

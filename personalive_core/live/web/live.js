@@ -86,7 +86,7 @@ const fromServer = {
 function takeSession(session) {
   page.session = session;
   const isNew = session.received < received; // the server was started again
-  received = session.received ?? 0;
+  received = session.received ?? received;
   const { state } = session;
   if (page.isDriving && isNew) {
     send({ type: "set", strength: strength(), early: $("early").checked, mirror: $("mirror").checked });
