@@ -23,6 +23,7 @@ let portrait = null; // bytes of the one that was sent last
 let before = null; // the session's state before, on this connection
 let received = 0; // camera frames, by the server's count
 let idle = 0; // messages since the session ended
+let isLeaving = false; // Stop was pressed, and the session goes on for a moment
 let changed = 0; // when a setting was changed here
 let advised = 0; // when `advice` was made
 let advice = [];
@@ -92,7 +93,9 @@ function takeSession(session) {
     send({ type: "set", strength: strength(), early: $("early").checked, mirror: $("mirror").checked });
     if (portrait) tell("portrait", { data: portrait });
   }
-  if (page.isDriving && state === "ready" && before !== "ready") send({ type: "start" });
+  if (session.video && !idle && state !== "stopped" && !isLeaving) page.isDriving = true;
+  if (page.isDriving && state === "ready" && before !== "ready" && !session.video) send({ type: "start" });
+  isLeaving &&= state !== "stopped" && state !== "off";
   idle = state === "stopped" || state === "off" ? idle + 1 : 0;
   if (page.isDriving && idle > MAX_IDLE) leave();
   before = state;
@@ -119,6 +122,7 @@ function render() {
   for (const id of ["pause", "calibrate", "record", "stop"]) $(id).hidden = !isDriving;
   for (const id of ["pause", "calibrate", "record"]) $(id).disabled = !isOn;
   if (!session) return;
+  $("camera-box").hidden = Boolean(session.video);
   showNotices(session);
   if (session.state === "off") return;
   setText($("pause").firstChild, session.state === "paused" ? "Go on " : "Pause ");
@@ -214,6 +218,12 @@ function showLink() {
 async function start(file = null) {
   page.camera = "";
   closeCamera();
+  if (page.session.video) {
+    page.isDriving = true;
+    send({ type: "start" });
+    render();
+    return;
+  }
   try {
     if (!file && !navigator.mediaDevices) throw new DOMException("", "SecurityError");
     stream = file ? await openVideo($("camera"), file) : await openCamera($("camera-choice").value);
@@ -234,8 +244,7 @@ async function start(file = null) {
   if (!page.isDriving) {
     page.isDriving = true;
     tell("drive", { on: true });
-    if (page.session?.state === "stopped") send({ type: "restart" });
-    else if (page.session?.state !== "loading") send({ type: "start" });
+    if (page.session.state !== "loading") send({ type: "start" });
   }
   openMicrophone();
   render();
@@ -334,6 +343,7 @@ function listen() {
   $("start").onclick = () => start();
   $("stop").onclick = () => {
     send({ type: "stop" });
+    isLeaving = true;
     leave();
   };
   $("pause").onclick = pause;

@@ -50,6 +50,10 @@ export function describe({ link, refused, session, camera, isDriving }) {
   if (session.state === "loading") {
     return calm(session.message ? `Loading: ${session.message}` : "Loading the model…");
   }
+  if (session.video) {
+    if (session.state === "live") return calm(`Live, driven by ${session.video}.`);
+    if (session.state === "ready" || session.state === "stalled") return calm(`${session.video} has ended.`);
+  }
   if (camera) return alert(camera);
   if (!isDriving) return calm("Ready. Press Start and look straight at the camera.");
   return {

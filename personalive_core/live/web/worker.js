@@ -16,6 +16,7 @@ const RATES_OVER = 2000;
 
 const playout = new Playout();
 const camera = { reader: null, isDriving: false, sent: 0, dropped: 0 };
+const id = String(crypto.getRandomValues(new Uint32Array(4))); // a page that comes back takes its own place
 let options; // {url, role, token}
 let screen; // of the results
 let socket = null;
@@ -68,7 +69,9 @@ function connect() {
   mine.binaryType = "arraybuffer";
   mine.onopen = () => {
     const { role, token } = options;
-    mine.send(JSON.stringify({ type: "hello", role, token, version: VERSION, take_over: isTakingOver }));
+    mine.send(
+      JSON.stringify({ type: "hello", role, token, version: VERSION, page: id, take_over: isTakingOver }),
+    );
   };
   mine.onmessage = ({ data }) => {
     heard = now();
