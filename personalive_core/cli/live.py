@@ -178,7 +178,8 @@ class _Sessions:
             try:
                 while not self._is_over.is_set():
                     self._run()
-                    self._is_wanted.wait()
+                    if not self._is_over.is_set():  # `stop` may have come before the session's end cleared the other
+                        self._is_wanted.wait()
             except _Over:
                 pass
             except BaseException as error:

@@ -435,6 +435,8 @@ class LiveServer:
         session, kind = self._session, order["type"]
         if kind == "record":
             self._start(asyncio.to_thread(self.record, bool(order["on"])))
+        if kind in ("start", "restart"):
+            self.on_restart()
         if session is None:
             return
         if kind == "set":
@@ -451,7 +453,6 @@ class LiveServer:
             session.stop()
         if kind in ("start", "restart"):
             session.restart()
-            self.on_restart()
 
     def _receive(self, message: Message) -> None:
         session = self._session

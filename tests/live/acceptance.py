@@ -24,9 +24,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import av
 import numpy as np
 import torch
-
-from browser import CHROMIUM, READ_NUMBER, Browser, Page, read_number, write_camera
-from fake_model import FRAME, NEUTRAL, ROWS, SIDE, STRENGTH, FakeModel, Served
+from browser import CHROMIUM, READ_NUMBER, Browser, read_number, write_camera
+from fake_model import NEUTRAL, ROWS, SIDE, STRENGTH, FakeModel, Served
 
 FAST, MEDIUM, SLOW = 0.093, 0.4, 0.8  # seconds of a window: 43, 10 and 5 frames per second
 FRAMES = 600  # of the camera's file: numbers repeat after that
@@ -221,8 +220,13 @@ async def accounting(folder: Path, minutes: float) -> None:
         await asyncio.sleep(min(60 * minutes, 30))
         await live.page.click("#stop")
         await asyncio.sleep(3)
-        stats, now = live.served.session.stats(), await live.page.evaluate("({...document.querySelector('#now').dataset})")
-        now = {name: int(value) for name, value in now.items() if name in ("made", "shown", "skipped", "waiting", "sent")}
+        stats, now = (
+            live.served.session.stats(),
+            await live.page.evaluate("({...document.querySelector('#now').dataset})"),
+        )
+        now = {
+            name: int(value) for name, value in now.items() if name in ("made", "shown", "skipped", "waiting", "sent")
+        }
         inside = stats["used"] + stats["dropped"] + stats["waiting"]
         found = f"sent {now['sent']}, received {stats['received']} = {stats['used']} + {stats['dropped']} + {stats['waiting']}"
         report("camera frames", found, "equal", now["sent"] == stats["received"] == inside)
@@ -396,7 +400,6 @@ async def sound(folder: Path, minutes: float) -> None:
     first = [t for (_, before), (t, number) in pairwise(pictures) if number % 60 == 0 and before != number]
     made = offsets(onsets, first)
     edges = [middle(made, part) - middle(true, part) for part in (0, -1)]
-    print("true", [round(x*1000) for x in true], "made", [round(x*1000) for x in made])
     result = f"{edges[0] * 1000:+.0f} ms at first, {edges[1] * 1000:+.0f} ms at the end of {minutes:g} min"
     report("sound against picture", result, "40 ms", max(map(abs, edges)) <= 0.04)
 

@@ -16,6 +16,7 @@ const token = location.hash.slice(1);
 const worker = new Worker("worker.js", { type: "module" });
 
 const page = { link: "connecting", refused: null, session: null, camera: "", isDriving: false };
+page.isInHost = location.pathname !== "/"; // in ComfyUI, where a node begins the session
 let size = [512, 512]; // of the result
 let stream = null; // of the camera
 let microphone = null;
@@ -118,7 +119,8 @@ function render() {
 
   const isOn = isDriving && page.link === "open";
   $("start").hidden = isDriving;
-  $("start").disabled = page.link !== "open" || !session || session.state === "off" || session.state === "error";
+  const isUnready = !session || session.state === "error" || (session.state === "off" && page.isInHost);
+  $("start").disabled = page.link !== "open" || isUnready;
   for (const id of ["pause", "calibrate", "record", "stop"]) $(id).hidden = !isDriving;
   for (const id of ["pause", "calibrate", "record"]) $(id).disabled = !isOn;
   if (!session) return;
@@ -217,6 +219,7 @@ function showLink() {
 
 async function start(file = null) {
   page.camera = "";
+  idle = 0;
   closeCamera();
   if (page.session.video) {
     page.isDriving = true;
