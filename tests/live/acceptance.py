@@ -220,19 +220,15 @@ async def accounting(folder: Path, minutes: float) -> None:
         await asyncio.sleep(min(60 * minutes, 30))
         await live.page.click("#stop")
         await asyncio.sleep(3)
-        stats, now = (
-            live.served.session.stats(),
-            await live.page.evaluate("({...document.querySelector('#now').dataset})"),
-        )
-        now = {
-            name: int(value) for name, value in now.items() if name in ("made", "shown", "skipped", "waiting", "sent")
-        }
-        inside = stats["used"] + stats["dropped"] + stats["waiting"]
-        found = f"sent {now['sent']}, received {stats['received']} = {stats['used']} + {stats['dropped']} + {stats['waiting']}"
-        report("camera frames", found, "equal", now["sent"] == stats["received"] == inside)
-        out = now["shown"] + now["skipped"] + now["waiting"]
-        found = f"made {stats['made']} = {now['shown']} + {now['skipped']} + {now['waiting']}"
-        report("made frames", found, "equal", stats["made"] == now["made"] == out)
+        stats = live.served.session.stats()
+        now = await live.page.evaluate("({...document.querySelector('#now').dataset})")
+        sent, made = int(now["sent"]), int(now["made"])
+        inside = [stats[name] for name in ("used", "dropped", "waiting")]
+        found = f"sent {sent}, received {stats['received']} = {' + '.join(map(str, inside))}"
+        report("camera frames", found, "equal", sent == stats["received"] == sum(inside))
+        out = [int(now[name]) for name in ("shown", "skipped", "waiting")]
+        found = f"made {stats['made']} = {' + '.join(map(str, out))}"
+        report("made frames", found, "equal", stats["made"] == made == sum(out))
 
 
 async def growth(folder: Path, minutes: float) -> None:

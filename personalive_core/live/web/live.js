@@ -66,7 +66,6 @@ const fromWorker = {
 const fromServer = {
   welcome(message) {
     Object.assign(page, { link: "open", refused: null });
-    size = message.size ?? size;
     viewerToken = message.viewer_token;
     before = null;
     showLink();
@@ -89,6 +88,7 @@ function takeSession(session) {
   page.session = session;
   const isNew = session.received < received; // the server was started again
   received = session.received ?? received;
+  size = session.size ?? size;
   const { state } = session;
   if (page.isDriving && isNew) {
     send({ type: "set", strength: strength(), early: $("early").checked, mirror: $("mirror").checked });
@@ -221,7 +221,7 @@ async function start(file = null) {
   page.camera = "";
   idle = 0;
   closeCamera();
-  if (page.session.video) {
+  if (page.session?.video) {
     page.isDriving = true;
     send({ type: "start" });
     render();
@@ -247,7 +247,7 @@ async function start(file = null) {
   if (!page.isDriving) {
     page.isDriving = true;
     tell("drive", { on: true });
-    if (page.session.state !== "loading") send({ type: "start" });
+    if (page.session?.state !== "loading") send({ type: "start" });
   }
   openMicrophone();
   render();

@@ -24,6 +24,7 @@ let isWelcome = false;
 let wait = FIRST_WAIT;
 let heard = 0;
 let isTakingOver = false;
+let isRecording = false;
 const sequence = {}; // by kind
 let drawn = []; // times
 
@@ -56,7 +57,7 @@ const handlers = {
     port.onmessage = ({ data: { begun, samples } }) => {
       const length = (samples.length / rate) * 1000;
       const time = clock.time(begun + length, now()) - length - latency;
-      sendBinary(SOUND, time, new Uint8Array(samples.buffer), rate);
+      if (isRecording) sendBinary(SOUND, time, new Uint8Array(samples.buffer), rate);
     };
   },
 };
@@ -90,6 +91,7 @@ function receiveText(message) {
   } else if (message.type === "refused" || message.type === "taken_over") {
     forget();
   }
+  if (message.recording !== undefined) isRecording = message.recording !== null;
   tell("message", { message });
 }
 
