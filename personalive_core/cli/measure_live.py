@@ -96,20 +96,18 @@ def run_live_benchmark(
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
     pipeline = make_pipeline(target, precision, decoder)
-    cpu = torch.device("cpu")
-    pipeline.vae = fill_randomly(pipeline.vae, cpu).to(precision)
-    with torch.device("meta"):  # CLIP ViT-L/14
-        image_encoder = CLIPVisionModelWithProjection(
-            CLIPVisionConfig(
-                hidden_size=1024,
-                intermediate_size=4096,
-                num_hidden_layers=24,
-                num_attention_heads=16,
-                patch_size=14,
-                projection_dim=768,
-            )
+    pipeline.vae = fill_randomly(pipeline.vae, torch.device("cpu")).to(precision)
+    image_encoder = CLIPVisionModelWithProjection(  # CLIP ViT-L/14
+        CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            patch_size=14,
+            projection_dim=768,
         )
-    pipeline.image_encoder = fill_randomly(image_encoder, cpu).to(precision)
+    )
+    pipeline.image_encoder = image_encoder.eval().requires_grad_(False).to(precision)
     figures = _measure(
         lambda: PipelineModel(
             pipeline,

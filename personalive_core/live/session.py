@@ -312,12 +312,13 @@ class LiveSession:
         Returns:
             Whether anything was done; if not, wait for a camera frame.
         """
-        encoded = self._encode_portrait(model)
+        if self._encoded is not None:
+            self._change_portrait(model, self._encoded)
         taken = self._take()
         if taken is None:
             self._emit()
             self._enter(self._idle_state())
-            return encoded
+            return self._encode_portrait(model)
         instants, frames, is_nearest = taken
         begun = self._clock()
         pictures = self._cut(model, frames)
@@ -326,6 +327,7 @@ class LiveSession:
             self._calibrate(motion, instants.times)
         if motion is None or self._stream is None or self.neutral is None:
             self._emit()
+            self._encode_portrait(model)
             self._enter(self._driven_state())
         else:
             self._window(model, self._glide(motion, instants.times), instants.times, begun)
@@ -337,6 +339,7 @@ class LiveSession:
         self._state: Any = None
         self._reference: Reference | None = None
         self._encoding: Generator[None, None, EncodedPortrait] | None = None
+        self._encoded: EncodedPortrait | None = None  # takes over before the next window
         self._crop: DrivingCrop | None = None
         self._cropped_by: DrivingCropSettings | None = None
         self._hold = Hold()
@@ -354,7 +357,7 @@ class LiveSession:
         self._weight = 0.0  # of the portrait's own motion
 
     def _encode_portrait(self, model: LiveModel) -> bool:
-        """One stage; at the end the new portrait takes over."""
+        """One stage, if there is a new portrait."""
         with self._changed:
             picture, self._portrait = self._portrait, None
         if picture is not None:
@@ -364,15 +367,19 @@ class LiveSession:
         try:
             next(self._encoding)
         except StopIteration as done:
-            self._encoding = None
-            self._reference, self.portrait = done.value
-            self._stream, self._state = model.stream(self._reference), None
-            self.portraits += 1
-            self.on_state()
+            self._encoding, self._encoded = None, done.value
         except InputError as error:  # the portrait before stays
             self._encoding = None
             self.on_problem(str(error))
         return True
+
+    def _change_portrait(self, model: LiveModel, encoded: EncodedPortrait) -> None:
+        """Its warm-up takes the place of the frames inside the stream."""
+        self._encoded = None
+        self._reference, self.portrait = encoded
+        self._stream, self._state = model.stream(encoded.reference), None
+        self.portraits += 1
+        self.on_state()
 
     def _take(self) -> tuple[Instants, list[CameraFrame], bool] | None:
         """The frames for the next window; those that it leaves out are dropped."""
@@ -488,6 +495,7 @@ class LiveSession:
         self._pending.append(times)
         self.on_motion(DrivenMotion(motion, times))
         self._emit()
+        self._encode_portrait(model)  # a GPU does it right after the window, and need not wait for its launches
         model.wait()
         now = self._clock()
         if self._begun is not None and begun - self._begun < STALLED + self._period:
