@@ -368,7 +368,7 @@ class LiveServer:
 
     def _refusal(self, hello: dict[str, Any], request: web.Request) -> str | None:
         role = hello.get("role")
-        if hello.get("version") != protocol.VERSION or role not in self._tokens:
+        if hello.get("version") != protocol.PROTOCOL or role not in self._tokens:
             return "version"
         if not hmac.compare_digest(str(hello.get("token")).encode(), self._tokens[role].encode()):
             return "token"
@@ -384,7 +384,7 @@ class LiveServer:
     def _enter(self, client: _Client, role: str) -> _Client | None:
         """Returns the driver before."""
         self._loop = asyncio.get_running_loop()
-        welcome = {"type": "welcome", "version": protocol.VERSION, "role": role, "size": self._size}
+        welcome = {"type": "welcome", "version": protocol.PROTOCOL, "role": role, "size": self._size}
         before = None
         if role == "driver":
             before, self._driver = self._driver, client
