@@ -76,7 +76,12 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, weights: WeightFiles, device: str = "auto", dtype: str = "auto", small_decoder: Path | None = None
+        cls,
+        weights: WeightFiles,
+        device: str = "auto",
+        dtype: str = "auto",
+        small_decoder: Path | None = None,
+        report: Callable[[str, float], None] = lambda name, done: None,
     ) -> "Pipeline":
         """Loads all networks.
 
@@ -85,6 +90,7 @@ class Pipeline:
             device: "auto", or as PyTorch names it.
             dtype: "auto", "fp32", "fp16" or "bf16".
             small_decoder: Folder of an AutoencoderTiny that makes the frames in place of the VAE.
+            report: Gets the name of each network before it is loaded, and the fraction that is done.
 
         Raises:
             InputError: A file is missing or not what it should be, or the device cannot be used.
@@ -93,14 +99,18 @@ class Pipeline:
         precision = pick_dtype(dtype, target)
         weights.require()
         networks, config = dict[str, Any](), weights.config
-        for name, network in meta_networks(config).items():
+        metas = meta_networks(config)
+        for i, (name, network) in enumerate(metas.items()):
+            report(name, i / (len(metas) + 2))
             networks[name] = place(name, load_network(network, weights.paths(name)), target, precision)
+        report("vae", len(metas) / (len(metas) + 2))
         latents = dict(latent_channels=config.unet.latent_channels)
         vae = _load(AutoencoderKL, weights.vae, precision, latents)
         decoder: VAEDecoder | TinyDecoder = decoder_of(vae)
         if small_decoder is not None:
             decoder = TinyDecoder(_load(AutoencoderTiny, small_decoder, precision, latents))
         decoder = place("decoder", decoder, target, precision)
+        report("image_encoder", (len(metas) + 1) / (len(metas) + 2))
         embeds = dict(projection_dim=config.unet.image_embeds_width)
         image_encoder = _load(CLIPVisionModelWithProjection, weights.image_encoder, precision, embeds)
         return cls(**networks, vae=vae, decoder=decoder, image_encoder=image_encoder, device=target)

@@ -57,7 +57,8 @@ def test_the_wheel_is_the_core_alone(archives: tuple[Path, Path]):
     with zipfile.ZipFile(archives[0]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         (metadata,) = (Parser().parsestr(wheel.read(n).decode()) for n in wheel.namelist() if n.endswith("/METADATA"))
-    files = (*CORE.rglob("*.py"), CORE / "py.typed", *(CORE / "miniature").rglob("*.*"))
+    data = (CORE / "py.typed", *(CORE / "live" / "web").glob("*.*"), *(CORE / "miniature").rglob("*.*"))
+    files = (*CORE.rglob("*.py"), *data)
     assert names == {path.relative_to(CORE.parent).as_posix() for path in files}
     assert metadata["Version"] == PYPROJECT["project"]["version"]
     assert metadata["License-Expression"] == "Apache-2.0"

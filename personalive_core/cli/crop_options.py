@@ -105,7 +105,7 @@ class CropOptions:
             if options.crop not in (None, "face"):
                 self._crop = Crop(*_numbers(options.crop), width, height)
             PasteBack(self._crop, options.width, feather=options.feather)  # checks the feather
-        self._detector = _open_detector(options) if options.detector else None
+        self._detector = open_detector(options) if options.detector else None
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -190,7 +190,8 @@ def _numbers(text: str) -> tuple[float, float, float]:
     return x, y, side
 
 
-def _open_detector(options: argparse.Namespace) -> Detector:
+def open_detector(options: argparse.Namespace) -> Detector:
+    """What `--detector` names."""
     if options.detector in DETECTORS:
         return load_detector(find_detector(options.weights, options.detector, options.download))
     return load_detector(options.detector)

@@ -59,7 +59,7 @@ class Playout:
     def tick(self, now: float) -> list[tuple[int, float]]:
         """What leaves the queue now: the last one is to be shown, the others came too late for that."""
         self._follow(now)
-        delay = self.delay or 0.0
+        delay = self.delay or 0.0  # nothing waits before the first frame
         due = max((i + 1 for i, (_, capture) in enumerate(self.waiting) if capture + delay <= now), default=0)
         if due:
             self.shown += 1

@@ -5,7 +5,7 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
-VERSION = 1
+PROTOCOL = 1
 HEADER = struct.Struct("<BBHIdII")  # version, kind, flags, sequence number, capture time, window, sample rate
 EARLY = 1  # the flag of a result after three of its four passes
 
@@ -53,7 +53,7 @@ class Message(NamedTuple):
     def pack(self) -> bytes:
         """The header and the data; numbers start again at 2^32."""
         number, window = self.number % 2**32, self.window % 2**32
-        return HEADER.pack(VERSION, self.kind, self.flags, number, self.time, window, self.sample_rate) + self.data
+        return HEADER.pack(PROTOCOL, self.kind, self.flags, number, self.time, window, self.sample_rate) + self.data
 
     @classmethod
     def unpack(cls, message: bytes) -> "Message":
@@ -61,8 +61,8 @@ class Message(NamedTuple):
         if len(message) < HEADER.size:
             raise ValueError(f"a message of {len(message)} bytes is shorter than its header of {HEADER.size}")
         version, kind, flags, number, time, window, sample_rate = HEADER.unpack_from(message)
-        if version != VERSION:
-            raise ValueError(f"a message of version {version} in place of {VERSION}")
+        if version != PROTOCOL:
+            raise ValueError(f"a message of version {version} in place of {PROTOCOL}")
         if not math.isfinite(time):
             raise ValueError(f"a capture time of {time}")
         return cls(Kind(kind), message[HEADER.size :], time, number, window, flags, sample_rate)

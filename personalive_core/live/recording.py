@@ -25,7 +25,7 @@ WAITING = 8  # windows that may wait to be written: a disk may pause
 SOUND_WAITING = 512  # pieces of sound, likewise: at least five seconds
 NOMINAL_RATE = Fraction(30)  # frames per second, as long as the true rate is not known
 TIME_BASE = Fraction(1, 90000)  # seconds
-CLOCKS = 0.02  # seconds that sound may be off before it is put right
+CLOCKS = 0.01  # seconds that sound may be off before it is put right
 GAP = 0.1  # seconds that are a gap, and not the unsteady times of a microphone
 SMOOTHING = 0.02  # how much of each piece's deviation counts: the times of single pieces are not exact
 MAX_SILENCE = 3600.0  # seconds of silence that are written for a gap
@@ -216,12 +216,12 @@ class _Sound:
         if rate != self._rate:
             return
         late = time - self._begin - self.frames / rate
-        if abs(late) > GAP:
+        if abs(late) > GAP or not self.frames:
             self._late = late
         else:
             self._late += (late - self._late) * SMOOTHING
         missing = 0
-        if abs(self._late) > CLOCKS:
+        if abs(self._late) > CLOCKS or not self.frames:
             missing, self._late = round(min(self._late, MAX_SILENCE) * rate), 0.0
         samples = np.frombuffer(data, "<i2")
         if missing < 0:

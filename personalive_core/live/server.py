@@ -68,8 +68,8 @@ REFUSED = {
 class _Client:
     """A page, and what waits to be sent to it: the newest message of each type, and a few frames."""
 
-    def __init__(self, socket: web.WebSocketResponse):
-        self.socket = socket
+    def __init__(self, socket: web.WebSocketResponse, page: str | None):
+        self.socket, self.page = socket, page
         self.dropped = 0
         self._messages: dict[str, str | bytes] = {}
         self._frames: deque[bytes] = deque()
@@ -117,6 +117,7 @@ class LiveServer:
     Attributes:
         video: name of the file that drives the session in place of a camera; camera frames are then passed over.
         waiting_jobs: how many other jobs wait for the session to end.
+        recorded: what `Recording.finish` said of the last recording of the present session.
         on_restart: is called in the event loop when a page wants a session that has stopped to begin again.
     """
 
@@ -126,6 +127,8 @@ class LiveServer:
         self.video: str | None = None
         self.waiting_jobs: Callable[[], int] = lambda: 0
         self.on_restart: Callable[[], None] = lambda: None
+        self.driver_token, self.viewer_token = driver_token, viewer_token
+        self.recorded: dict[str, Any] | None = None
         self._tokens = {"driver": driver_token, "viewer": viewer_token}
         self._recordings = recordings
         self._allowed_hosts = {"localhost", *_own_names(), *map(str.lower, allowed_hosts or ())}
@@ -154,7 +157,7 @@ class LiveServer:
             session: its callbacks become ours.
             size: width and height of the result.
         """
-        self._size = size
+        self._size, self.recorded = size, None
         self._portrait, self._portraits, self._made, self._encoder_dropped = b"", 0, 0, 0
         self._session = session
         session.on_chunk, session.on_motion = self._take_chunk, self._take_motion
@@ -193,10 +196,10 @@ class LiveServer:
                     self.say_problem(str(error))
             elif not on and self._recording:
                 recording, self._recording = self._recording, None
-                recorded = recording.finish(
+                self.recorded = recording.finish(
                     *((session.neutral, session.settings.strength) if session else (None, None))
                 )
-                self._soon(self._say_all, "recorded", json.dumps({"type": "recorded", **recorded}))
+                self._soon(self._say_all, "recorded", json.dumps({"type": "recorded", **self.recorded}))
         self._soon(self._say_state, "state")
 
     # ------------------------------------------------------------------------------------- the session's callbacks
@@ -326,11 +329,15 @@ class LiveServer:
         if name not in self._allowed_hosts and not _address(name):
             raise web.HTTPForbidden(text="This server is not called by that name. Use its numeric address.")
 
-    async def _connect(self, request: web.Request) -> web.StreamResponse:
+    def check_origin(self, request: web.Request) -> None:
+        """Raises HTTPForbidden for what a page of another site asks for, or a page that came by a name of another's."""
         self._check_host(request)
         origin = request.headers.get("Origin")  # every browser sends it
         if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
             raise web.HTTPForbidden(text="Pages of other sites cannot connect to this server.")
+
+    async def _connect(self, request: web.Request) -> web.StreamResponse:
+        self.check_origin(request)
         socket = web.WebSocketResponse(
             heartbeat=protocol.HEARTBEAT, max_msg_size=protocol.MAX_MESSAGE, compress=False, timeout=1.0
         )
@@ -347,7 +354,7 @@ class LiveServer:
             return socket
         if request.transport and (raw := request.transport.get_extra_info("socket")):
             raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, SEND_BUFFER)
-        client, role = _Client(socket), hello["role"]
+        client, role = _Client(socket, hello.get("page")), hello["role"]
         before = self._enter(client, role)
         sender = asyncio.create_task(client.send())
         try:
@@ -361,7 +368,7 @@ class LiveServer:
 
     def _refusal(self, hello: dict[str, Any], request: web.Request) -> str | None:
         role = hello.get("role")
-        if hello.get("version") != protocol.VERSION or role not in self._tokens:
+        if hello.get("version") != protocol.PROTOCOL or role not in self._tokens:
             return "version"
         if not hmac.compare_digest(str(hello.get("token")).encode(), self._tokens[role].encode()):
             return "token"
@@ -369,12 +376,15 @@ class LiveServer:
             return "full" if len(self._viewers) >= protocol.MAX_VIEWERS else None
         if not (request.secure or _is_here(request.remote)):
             return "insecure"
-        return "busy" if self._driver and not hello.get("take_over") else None
+        if self._driver is None or hello.get("take_over"):
+            return None
+        is_back = self._driver.page is not None and self._driver.page == hello.get("page")
+        return None if is_back else "busy"  # the same page may be back before its lost connection is noticed
 
     def _enter(self, client: _Client, role: str) -> _Client | None:
         """Returns the driver before."""
         self._loop = asyncio.get_running_loop()
-        welcome = {"type": "welcome", "version": protocol.VERSION, "role": role, "size": self._size}
+        welcome = {"type": "welcome", "version": protocol.PROTOCOL, "role": role, "size": self._size}
         before = None
         if role == "driver":
             before, self._driver = self._driver, client
@@ -425,6 +435,8 @@ class LiveServer:
         session, kind = self._session, order["type"]
         if kind == "record":
             self._start(asyncio.to_thread(self.record, bool(order["on"])))
+        if kind in ("start", "restart"):
+            self.on_restart()
         if session is None:
             return
         if kind == "set":
@@ -441,7 +453,6 @@ class LiveServer:
             session.stop()
         if kind in ("start", "restart"):
             session.restart()
-            self.on_restart()
 
     def _receive(self, message: Message) -> None:
         session = self._session

@@ -151,7 +151,7 @@ class LiveSession:
         self._waiting: deque[CameraFrame] = deque()
         self._arrived = -math.inf  # when the newest camera frame came, on our clock
         self._portrait: np.ndarray | None = None  # the next one, as it was given
-        self._given: np.ndarray | None = None  # the last one, as it was given
+        self.given: np.ndarray | None = None  # the last one, as it was given
         self._is_stopped = self._is_paused = self._is_restarted = False
         self._calibrates = True
         self._arrivals: deque[float] = deque()  # of camera frames, for their rate
@@ -194,7 +194,7 @@ class LiveSession:
     def set_portrait(self, picture: np.ndarray) -> None:
         """Changes the portrait, uint8 (H, W, 3) of any size, without a stop."""
         with self._changed:
-            self._portrait = self._given = picture
+            self._portrait = self.given = picture
             self._changed.notify_all()
 
     def set(self, **settings: Any) -> None:
@@ -292,7 +292,7 @@ class LiveSession:
             self._enter(State.LOADING, text)
 
         self._reset()
-        self._portrait = self._given
+        self._portrait = self.given
         report("", 0.0)
         model = load(report)
         self._enter(State.READY)

@@ -47,7 +47,7 @@ def read_number(picture: np.ndarray) -> int:
 
 READ_NUMBER = f"""(source) => {{
   const width = source.videoWidth ?? source.width, height = source.videoHeight ?? source.height;
-  const canvas = globalThis.numberCanvas ??= Object.assign(document.createElement("canvas"), {{width: {BITS}, height: 1}});
+  const canvas = globalThis.numberCanvas ??= new OffscreenCanvas({BITS}, 1);
   const context = canvas.getContext("2d", {{willReadFrequently: true}});
   const cell = Math.floor(width / {BITS});
   context.imageSmoothingEnabled = false;
@@ -87,6 +87,8 @@ class Page:
         self._socket = socket
         self._numbers = count()
         self._answers: dict[int, asyncio.Future] = {}
+        self._tasks: list[asyncio.Task] = []
+        self._worker: str | None = None
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -107,8 +109,9 @@ class Page:
             self.errors.append(params["entry"]["text"] + " " + params["entry"].get("url", ""))
         elif event == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
-        elif event == "Target.attachedToTarget":  # a worker
-            asyncio.create_task(self._listen_to(params["sessionId"]))
+        elif event == "Target.attachedToTarget" and params["targetInfo"]["type"] == "worker":
+            self._worker = params["sessionId"]
+            self._tasks.append(asyncio.create_task(self._listen_to(self._worker)))
 
     async def _listen_to(self, session: str) -> None:
         for method in ("Runtime.enable", "Log.enable", "Network.enable"):
@@ -127,17 +130,22 @@ class Page:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
         return answer["result"]
 
+    async def close(self) -> None:
+        await self.call("Page.close")
+        await self._reader
+
     async def listen(self) -> None:
         for method in ("Page.enable", "Runtime.enable", "Log.enable", "Network.enable"):
             await self.call(method)
         await self.call("Target.setAutoAttach", autoAttach=True, waitForDebuggerOnStart=False, flatten=True)
 
-    async def evaluate(self, expression: str) -> Any:
+    async def evaluate(self, expression: str, in_worker: bool = False) -> Any:
         """The value of a JavaScript expression; a promise is waited for."""
-        options = {"awaitPromise": True, "returnByValue": True, "userGesture": True}
-        result = await self.call("Runtime.evaluate", expression=expression, **options)
-        if "exceptionDetails" in result:
-            raise RuntimeError(result["exceptionDetails"]["exception"].get("description", result))
+        options = {"expression": expression, "awaitPromise": True, "returnByValue": True, "userGesture": not in_worker}
+        answer = await self._ask("Runtime.evaluate", options, self._worker if in_worker else None)
+        result = answer.get("result") or answer
+        if "result" not in result or "exceptionDetails" in result:
+            raise RuntimeError(f"{expression}: {result}")
         return result["result"].get("value")
 
     async def wait(self, expression: str, seconds: float = 10.0) -> Any:
@@ -235,4 +243,5 @@ class Browser:
         if prepare:
             await prepare(page)
         await page.call("Page.navigate", url=url)
+        await page.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
         return page

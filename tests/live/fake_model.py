@@ -145,17 +145,18 @@ class Served:
         model: the fake one.
         recordings: the folder for them.
         port: 0 takes a free one.
+        hosts: more names that the server may be called by.
     """
 
-    def __init__(self, model: FakeModel, recordings: Path, port: int = 0):
+    def __init__(self, model: FakeModel, recordings: Path, port: int = 0, hosts: set[str] | None = None):
         self.model, self.port = model, port
-        self.session = LiveSession()
-        self.server = LiveServer(driver_token=DRIVER, viewer_token=VIEWER, recordings=recordings)
+        tokens = {"driver_token": DRIVER, "viewer_token": VIEWER}
+        self.server = LiveServer(**tokens, recordings=recordings, allowed_hosts=hosts)
 
     async def __aenter__(self) -> "Served":
+        self.session = LiveSession()
         portrait = np.full((SIDE, SIDE, 3), 90, np.uint8)
         self.server.attach(self.session, (SIDE, SIDE))
-        self.server.show_portrait(portrait)
         self.session.set_portrait(portrait)
         self._thread = Thread(target=self.session.run, args=(lambda report: self.model,), daemon=True)
         self._thread.start()

@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ VECTORS = json.loads(Path(__file__).with_name("playout_vectors.json").read_text(
 
 
 def play(steps: list[list]) -> list[list]:
-    """Runs `["push", seq, capture, arrival]`, `["tick", now]` and `["hold", delay]`; what each tick shows and leaves."""
+    """Runs ["push", seq, capture, arrival], ["tick", now] and ["hold", delay]: what each tick shows, and the counts."""
     playout, seen = Playout(), []
     for kind, *values in steps:
         if kind == "push":
@@ -55,7 +56,7 @@ def run(frames: list[tuple[int, float, float]], playout: Playout, until: float) 
 
 def test_frames_that_come_four_at_once_play_evenly():
     shown = run(windows(93, 100, jitter=10), Playout(), 9000)
-    late = [b - a for (a, _), (b, _) in zip(shown, shown[1:], strict=False) if a > 4000]
+    late = [b - a for (a, _), (b, _) in pairwise(shown) if a > 4000]
     assert max(late) <= 32 and min(late) >= 16
     assert [seq for _, seq in shown] == sorted(seq for _, seq in shown)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from motion.motions import motion_of
+from motions import motion_of
 from personalive_core.config import CHUNK
 from personalive_core.errors import InputError
 from personalive_core.live.instants import choose_instants

@@ -16,6 +16,7 @@ const token = location.hash.slice(1);
 const worker = new Worker("worker.js", { type: "module" });
 
 const page = { link: "connecting", refused: null, session: null, camera: "", isDriving: false };
+page.isInHost = location.pathname !== "/"; // in ComfyUI, where a node begins the session
 let size = [512, 512]; // of the result
 let stream = null; // of the camera
 let microphone = null;
@@ -23,6 +24,7 @@ let portrait = null; // bytes of the one that was sent last
 let before = null; // the session's state before, on this connection
 let received = 0; // camera frames, by the server's count
 let idle = 0; // messages since the session ended
+let isLeaving = false; // Stop was pressed, and the session goes on for a moment
 let changed = 0; // when a setting was changed here
 let advised = 0; // when `advice` was made
 let advice = [];
@@ -64,7 +66,6 @@ const fromWorker = {
 const fromServer = {
   welcome(message) {
     Object.assign(page, { link: "open", refused: null });
-    size = message.size ?? size;
     viewerToken = message.viewer_token;
     before = null;
     showLink();
@@ -86,13 +87,16 @@ const fromServer = {
 function takeSession(session) {
   page.session = session;
   const isNew = session.received < received; // the server was started again
-  received = session.received ?? 0;
+  received = session.received ?? received;
+  size = session.size ?? size;
   const { state } = session;
   if (page.isDriving && isNew) {
     send({ type: "set", strength: strength(), early: $("early").checked, mirror: $("mirror").checked });
     if (portrait) tell("portrait", { data: portrait });
   }
-  if (page.isDriving && state === "ready" && before !== "ready") send({ type: "start" });
+  if (session.video && !idle && state !== "stopped" && !isLeaving) page.isDriving = true;
+  if (page.isDriving && state === "ready" && before !== "ready" && !session.video) send({ type: "start" });
+  isLeaving &&= state !== "stopped" && state !== "off";
   idle = state === "stopped" || state === "off" ? idle + 1 : 0;
   if (page.isDriving && idle > MAX_IDLE) leave();
   before = state;
@@ -115,10 +119,12 @@ function render() {
 
   const isOn = isDriving && page.link === "open";
   $("start").hidden = isDriving;
-  $("start").disabled = page.link !== "open" || !session || session.state === "off" || session.state === "error";
+  const isUnready = !session || session.state === "error" || (session.state === "off" && page.isInHost);
+  $("start").disabled = page.link !== "open" || isUnready;
   for (const id of ["pause", "calibrate", "record", "stop"]) $(id).hidden = !isDriving;
   for (const id of ["pause", "calibrate", "record"]) $(id).disabled = !isOn;
   if (!session) return;
+  $("camera-box").hidden = Boolean(session.video);
   showNotices(session);
   if (session.state === "off") return;
   setText($("pause").firstChild, session.state === "paused" ? "Go on " : "Pause ");
@@ -213,7 +219,14 @@ function showLink() {
 
 async function start(file = null) {
   page.camera = "";
+  idle = 0;
   closeCamera();
+  if (page.session?.video) {
+    page.isDriving = true;
+    send({ type: "start" });
+    render();
+    return;
+  }
   try {
     if (!file && !navigator.mediaDevices) throw new DOMException("", "SecurityError");
     stream = file ? await openVideo($("camera"), file) : await openCamera($("camera-choice").value);
@@ -234,8 +247,7 @@ async function start(file = null) {
   if (!page.isDriving) {
     page.isDriving = true;
     tell("drive", { on: true });
-    if (page.session?.state === "stopped") send({ type: "restart" });
-    else if (page.session?.state !== "loading") send({ type: "start" });
+    if (page.session?.state !== "loading") send({ type: "start" });
   }
   openMicrophone();
   render();
@@ -334,6 +346,7 @@ function listen() {
   $("start").onclick = () => start();
   $("stop").onclick = () => {
     send({ type: "stop" });
+    isLeaving = true;
     leave();
   };
   $("pause").onclick = pause;

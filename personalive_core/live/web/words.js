@@ -2,6 +2,7 @@
 
 const SLOW = 1000; // ms of delay: more, and the page says what would help
 const SMALL_DECODER = 0.1; // of the time of the full one
+const ALONE = 0.5; // of the time that decoding takes beside the next window
 const DIM = 15; // camera pictures a second
 
 export const CAMERA_PROBLEMS = {
@@ -36,7 +37,7 @@ export function insecure({ hostname, port, hash }) {
 }
 
 // {text, tone, act?: [label, what]}
-export function describe({ link, refused, session, camera, isDriving }) {
+export function describe({ link, refused, session, camera, isDriving, isInHost }) {
   if (refused?.reason === "busy") return alert(refused.text, ["Take over", "takeOver"]);
   if (refused?.reason === "taken_over") {
     return alert("Another page has taken over.", ["Take it back", "takeOver"]);
@@ -46,9 +47,15 @@ export function describe({ link, refused, session, camera, isDriving }) {
   if (link === "connecting" || !session) return calm("Connecting…");
   if (session.state === "error") return alert(session.message, ["Start again", "restart"]);
   if (session.state === "stopped" && !isDriving) return calm("Stopped.");
-  if (session.state === "off") return calm("Waiting for the Live node: run it in ComfyUI.");
+  if (session.state === "off") {
+    return calm(isInHost ? "Waiting for the Live node: run it in ComfyUI." : "Stopped. Press Start to begin again.");
+  }
   if (session.state === "loading") {
     return calm(session.message ? `Loading: ${session.message}` : "Loading the model…");
+  }
+  if (session.video) {
+    if (session.state === "live") return calm(`Live, driven by ${session.video}.`);
+    if (session.state === "ready" || session.state === "stalled") return calm(`${session.video} has ended.`);
   }
   if (camera) return alert(camera);
   if (!isDriving) return calm("Ready. Press Start and look straight at the camera.");
@@ -79,9 +86,9 @@ export function advise({ period, window, decode, early, fps_in, fps_made, state 
   if (!(delay > SLOW) || !period) return lines;
   const [p, w, d] = [period * 1000, window * 1000, decode * 1000];
   const about = (p, w, d, early) => `about ${(expected(p, w, d, early) / 1000).toFixed(1)} s`;
-  const help = early ? [] : [`“Less delay” (${about(p, w, d, true)})`];
+  const help = early ? [] : [`choose “Less delay” (${about(p, w, d, true)})`];
   if (d > 0.1 * p) {
-    const saved = d * (1 - SMALL_DECODER);
+    const saved = d * ALONE * (1 - SMALL_DECODER);
     help.push(`start with --small-decoder (${about(Math.max(w, p - saved), w, d - saved, early)})`);
   }
   for (const side of [384, 256].filter((side) => side < Math.min(...size))) {
@@ -89,6 +96,6 @@ export function advise({ period, window, decode, early, fps_in, fps_made, state 
     help.push(`start with --size ${side} (${about(p * part, w * part, d * part, early)})`);
   }
   const now = `${Math.round(fps_made)} pictures a second are made; the delay is ${(delay / 1000).toFixed(1)} s.`;
-  lines.push(help.length ? `${now} Shorter: ${help.join(", ")}.` : now);
+  lines.push(help.length ? [`${now} For less:`, ...help].join("\n") : now);
   return lines;
 }

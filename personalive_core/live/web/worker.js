@@ -16,6 +16,7 @@ const RATES_OVER = 2000;
 
 const playout = new Playout();
 const camera = { reader: null, isDriving: false, sent: 0, dropped: 0 };
+const id = String(crypto.getRandomValues(new Uint32Array(4))); // a page that comes back takes its own place
 let options; // {url, role, token}
 let screen; // of the results
 let socket = null;
@@ -23,6 +24,7 @@ let isWelcome = false;
 let wait = FIRST_WAIT;
 let heard = 0;
 let isTakingOver = false;
+let isRecording = false;
 const sequence = {}; // by kind
 let drawn = []; // times
 
@@ -55,7 +57,7 @@ const handlers = {
     port.onmessage = ({ data: { begun, samples } }) => {
       const length = (samples.length / rate) * 1000;
       const time = clock.time(begun + length, now()) - length - latency;
-      sendBinary(SOUND, time, new Uint8Array(samples.buffer), rate);
+      if (isRecording) sendBinary(SOUND, time, new Uint8Array(samples.buffer), rate);
     };
   },
 };
@@ -68,7 +70,9 @@ function connect() {
   mine.binaryType = "arraybuffer";
   mine.onopen = () => {
     const { role, token } = options;
-    mine.send(JSON.stringify({ type: "hello", role, token, version: VERSION, take_over: isTakingOver }));
+    mine.send(
+      JSON.stringify({ type: "hello", role, token, version: VERSION, page: id, take_over: isTakingOver }),
+    );
   };
   mine.onmessage = ({ data }) => {
     heard = now();
@@ -87,6 +91,7 @@ function receiveText(message) {
   } else if (message.type === "refused" || message.type === "taken_over") {
     forget();
   }
+  if (message.recording !== undefined) isRecording = message.recording !== null;
   tell("message", { message });
 }
 
