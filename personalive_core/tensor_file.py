@@ -4,6 +4,7 @@ access to it ends the process with SIGBUS.
 
 import json
 import math
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -25,17 +26,30 @@ _DTYPES = {
 }
 
 
-def read_at(path: Path, offset: int, count: int, dtype: torch.dtype) -> Tensor:
-    """`count` numbers of a file from byte `offset` on, read and not mapped; ValueError where it has fewer."""
-    data = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
+PIECE = 1 << 22  # numbers that are converted at a time: so few stay in the processor's cache
+
+
+def read_at(path: Path, offset: int, count: int, stored: torch.dtype, dtype: torch.dtype) -> Tensor:
+    """`count` numbers of a file from byte `offset` on, converted to `dtype`; ValueError where the file has fewer."""
+    numbers = torch.empty(count, dtype=dtype)
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
-        view, done = memoryview(data.numpy()), 0
-        while done < len(view):  # a call reads 2 GB at most
-            if not (more := file.readinto(view[done:])):
-                raise ValueError("it ends before its weights do")
-            done += more
-    return data.view(dtype)
+        if stored == dtype:
+            _fill(file, numbers)
+        else:
+            piece = torch.empty(min(PIECE, count), dtype=stored)
+            for part in numbers.split(PIECE) if count else ():
+                _fill(file, piece[: len(part)])
+                part.copy_(piece[: len(part)])
+    return numbers
+
+
+def _fill(file: FileIO, numbers: Tensor) -> None:
+    view = memoryview(numbers.view(torch.uint8).numpy().data)
+    while view:
+        if not (done := file.readinto(view)):  # which is 2 GB at most
+            raise ValueError("it ends before its numbers do")
+        view = view[done:]
 
 
 def safetensors_header(path: Path) -> tuple[dict[str, tuple[torch.dtype, list[int], int]], dict[str, str]]:
@@ -79,6 +93,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file and its metadata; raises as `safetensors_header`."""
     tensors, metadata = safetensors_header(path)
     return {
-        name: read_at(path, offset, math.prod(shape), dtype).view(shape)
+        name: read_at(path, offset, math.prod(shape), dtype, dtype).view(shape)
         for name, (dtype, shape, offset) in tensors.items()
     }, metadata

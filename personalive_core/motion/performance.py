@@ -348,8 +348,8 @@ class Performance:
         frames = max(1, round((times[-1] + 1 / self.frame_rate) * rate))
         if frames * adjustment.loop > MOTION_FRAMES and (rate, adjustment.loop) != (self.frame_rate, 1):
             raise InputError(
-                f"the result would have {frames * adjustment.loop} frames, and {MOTION_FRAMES} are the most: lower loop "
-                "or frame rate."
+                f"the result would have {frames * adjustment.loop} frames, and {MOTION_FRAMES} are the most: lower "
+                "loop or frame rate."
             )
         is_at_rate = rate == self.frame_rate and (self.times is None or has_constant_rate(times))
         return times if is_at_rate else frame_times(frames, rate)
