@@ -104,7 +104,7 @@ def _interpret(pickle: bytes, storage) -> Any:
             stack.append(memo[argument])
         elif name == "GLOBAL":
             if argument not in (*_DTYPES, _ORDERED, _TENSOR, _PARAMETER):
-                raise UnknownCode(argument.replace(" ", "."))
+                raise UnknownCode(argument.replace(" ", ".")[:100])
             stack.append(Name(argument))
         elif name in ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"):
             stack.append(argument)

@@ -305,8 +305,9 @@ def test_convert(six, tmp_path):
 
     calls.clear()
     (target / "pose_guider.safetensors").write_bytes(b"half")
+    os.utime(target / "reference_unet.safetensors", (1000, 1000))  # older than its source
     convert(six, target, progress=lambda *call: calls.append(call))
-    assert {name for name, _, _ in calls} == {"pose_guider.safetensors"}
+    assert {name for name, _, _ in calls} == {"pose_guider.safetensors", "reference_unet.safetensors"}
 
 
 def test_convert_can_be_stopped_and_leaves_no_half_file(six, tmp_path):
