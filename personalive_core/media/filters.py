@@ -1,5 +1,6 @@
 """What the reader, the writer and sound share: opening a file with FFmpeg, and its filters."""
 
+import errno
 from pathlib import Path
 
 import av
@@ -31,7 +32,9 @@ def open_container(path: str | Path, kind: str) -> av.container.InputContainer:
     check_file(path, kind)
     try:  # absolute, so that FFmpeg takes no part of the name for a protocol
         return av.open(str(Path(path).absolute()), options=_OWN_FILE, **_TOLERANT)
-    except av.ArgumentError as error:
+    except av.FFmpegError as error:
+        if error.errno != errno.EINVAL:
+            raise
         raise InputError(
             f"{path} is a playlist or of another kind that is not read; give a complete {kind}."
         ) from error
