@@ -9,6 +9,7 @@ import comfy.sd
 from comfy_api.latest import io
 
 from ..personalive_core.errors import InputError
+from ..personalive_core.files import read_json
 from ..personalive_core.weights.find import WeightFiles
 from ..personalive_core.weights.load import load_checkpoint
 from .load import ModelType, PersonaLiveModel
@@ -96,10 +97,7 @@ def load_image_encoder(files: WeightFiles) -> comfy.clip_vision.ClipVisionModel:
 
 def _read_config(folder: Path, *needed: str) -> dict:
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): fetch it again.") from error
+    config = read_json(path)
     if lacking := [key for key in needed if key not in config]:
         raise InputError(f"{path} does not say {', '.join(lacking)}: fetch it again.")
     return config

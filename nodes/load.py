@@ -59,10 +59,7 @@ def load_model(files: WeightFiles, precision: str) -> PersonaLiveModel:
         comfy.model_management.throw_exception_if_processing_interrupted()
         parameters = sum(value.numel() for value in expected.parameters())
         dtype = network_dtype(network, compat.float_dtype(precision, parameters))
-        state_dict = {
-            key: value.to(dtype) if value.is_floating_point() else value
-            for key, value in checked_state_dict(expected, files.paths(network)).items()
-        }
+        state_dict = checked_state_dict(expected, files.paths(network), dtype)
         patchers[network] = compat.make_patcher(_build(network, config, dtype), state_dict)
         bar.update(1)
     dtype = patchers["denoising_unet"].model.get_dtype()

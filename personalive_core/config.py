@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .files import read_json
+from .limits import NETWORK_DEPTH, NETWORK_WIDTH
 
 CHUNK = 4  # frames at one noise level
 WINDOW = 16  # frames the denoising UNet sees at once: four chunks
@@ -82,14 +84,53 @@ class ModelConfig:
     @classmethod
     def read(cls, path: Path) -> "ModelConfig":
         """What `write` wrote; anything the file leaves out has its published size. InputError if it is not that."""
+        given = read_json(path)
         try:
-            given = json.loads(path.read_text())
             networks: dict[str, Any] = {f.name: f.default_factory for f in fields(cls)}
-            return cls(**{name: networks[name](**_tuples(sizes)) for name, sizes in given.items()})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            config = cls(**{name: networks[name](**_tuples(sizes)) for name, sizes in given.items()})
+            config._check()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(
                 f"{path} does not hold the sizes of a model ({error}): remove it or write it anew."
             ) from error
+        return config
+
+    def _check(self) -> None:
+        """ValueError where a size is none, or sizes do not go together."""
+        for network, published in ((getattr(self, name), default) for name, default in vars(ModelConfig()).items()):
+            for name, usual in vars(published).items():
+                value, most = getattr(network, name), NETWORK_DEPTH if name in _DEPTHS else NETWORK_WIDTH
+                sizes = value if isinstance(usual, tuple) else (value,)
+                is_size = isinstance(sizes, tuple) and all(type(size) is int and 1 <= size <= most for size in sizes)
+                if not is_size or not 1 <= len(sizes) <= NETWORK_DEPTH:
+                    raise ValueError(f"{name} is {value!r:.40}, and sizes are from 1 to {most}")
+        unet, encoder, extractor = self.unet, self.motion_encoder, self.motion_extractor
+        head = encoder.tokens, encoder.token_width, unet.motion_token_width, extractor.keypoints
+        rules = {
+            "the UNets' channels must be multiples of their heads and norm groups": all(
+                channels % parts == 0 for channels in unet.channels for parts in (unet.heads, unet.norm_groups)
+            ),
+            "the motion encoder's channels must be a multiple of 8 and of twice its norm groups": (
+                encoder.channels % 8 == encoder.channels % (2 * encoder.norm_groups) == 0
+            ),
+            "the motion encoder's attention width must be a multiple of 16 and of its heads": (
+                encoder.attention_width % 16 == encoder.attention_width % encoder.heads == 0
+            ),
+            "the motion encoder's picture must be a multiple of 32 and large enough for its hourglass": (
+                encoder.image_size % 32 == 0 and encoder.image_size >= 4 << encoder.hourglass_depth
+            ),
+            "motion must be 32 tokens of width 16 and 21 keypoints": head == (32, 16, 16, 21),
+            "the motion extractor must have four levels and a picture that is a multiple of 32": (
+                extractor.image_size % 32 == 0 and len(extractor.widths) == len(extractor.depths) == 4
+            ),
+            "the pose guider must end at the UNet's first channels": self.pose_guider.out_channels == unet.channels[0],
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ValueError(rule)
+
+
+_DEPTHS = ("layers", "heads", "depths", "hourglass_depth")  # counts of what is built, others are widths
 
 
 def _tuples(sizes: dict) -> dict:

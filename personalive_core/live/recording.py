@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..limits import MOTION_FRAMES
 from ..media.video_writer import VideoWriter, partial_path
 from ..motion.motion import Motion, MotionRecord
 from ..motion.motion_file import SUFFIX, save_motion
-from ..motion.performance import MAX_FRAMES, Performance, Strength
+from ..motion.performance import Performance, Strength
 from .session import DrivenMotion, LiveChunk
 
 WAITING = 8  # windows that may wait to be written: a disk may pause
@@ -83,7 +84,7 @@ class Recording:
         with self._changed:
             if self._begin is None:
                 self._begin = driven.times[0]
-            if len(self._motion_times) + len(driven.times) <= MAX_FRAMES:
+            if len(self._motion_times) + len(driven.times) <= MOTION_FRAMES:
                 self._record.append(driven.motion)
                 self._motion_times += driven.times
 

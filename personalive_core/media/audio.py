@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from ..errors import InputError
-from .filters import TOLERANT, display_time
+from .filters import display_time, open_container
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ JITTER = Fraction(1, 100)  # seconds: MKV rounds times to milliseconds, and soun
 
 def _open(path: Path) -> av.container.InputContainer | None:
     try:
-        container = av.open(str(path.absolute()), **TOLERANT)
+        container = open_container(path, "video or sound file")
     except av.FFmpegError as error:
         raise InputError(f"The sound of {path} cannot be read ({error.strerror}); give another file.") from error
     if container.streams.audio:
@@ -38,7 +38,7 @@ def _open(path: Path) -> av.container.InputContainer | None:
 
 def _video_start(path: Path, audio: av.AudioStream) -> Fraction:
     """Seconds, on the clock of the sound, of the first frame that VideoReader gives."""
-    with av.open(str(path.absolute()), **TOLERANT) as container, suppress(av.FFmpegError):
+    with open_container(path, "video or sound file") as container, suppress(av.FFmpegError):
         streams = [stream for stream in container.streams.video[:1] if stream.codec_context]
         for packet in container.demux(streams[0]) if streams else ():
             # AVI: see display_time. Elsewhere the first packets may be hidden by an edit list, which the decoder knows.

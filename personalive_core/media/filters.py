@@ -1,14 +1,43 @@
-"""FFmpeg's options and filters that the reader, the writer and sound share."""
+"""What the reader, the writer and sound share: opening a file with FFmpeg, and its filters."""
+
+import errno
+from pathlib import Path
 
 import av
 import av.filter
 
+from ..errors import InputError
+from ..files import check_file
+from ..limits import CONTAINERS
 from .hdr import HLG, PQ, add_tone_map
 
 # Chroma at full resolution and exact rounding: without them swscale is off by 2/255 even on flat colours.
 SCALING = "flags=bicubic+accurate_rnd+full_chroma_int"
 # Metadata that is not UTF-8 must not stop a video; av 19 no longer has the option.
-TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_OWN_FILE = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+
+
+def open_container(path: str | Path, kind: str) -> av.container.InputContainer:
+    """Open a file that holds video or sound itself: no playlist, no address.
+
+    Args:
+        path: Of the file.
+        kind: "video" or the like, for the message.
+
+    Raises:
+        InputError: There is no such file, or it is of another kind than `CONTAINERS`.
+        av.FFmpegError: FFmpeg cannot read it.
+    """
+    check_file(path, kind)
+    try:  # absolute, so that FFmpeg takes no part of the name for a protocol
+        return av.open(str(Path(path).absolute()), options=_OWN_FILE, **_TOLERANT)
+    except av.FFmpegError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise InputError(
+            f"{path} is a playlist or of another kind that is not read; give a complete {kind}."
+        ) from error
 
 
 def conversion_graph(

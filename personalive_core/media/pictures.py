@@ -2,8 +2,6 @@
 
 import io
 import logging
-import os
-import re
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +12,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
 
 from ..errors import InputError
+from ..files import check_file
+from ..limits import PICTURE_FORMATS, PICTURE_PIXELS
 
 logger = logging.getLogger(__name__)
 
@@ -30,29 +30,12 @@ UPRIGHT = {  # what undoes each orientation of EXIF
 STILL = 100  # milliseconds of a frame that declares 10 or fewer, as in browsers
 
 
-def check_exists(path: str | Path, kind: str) -> None:
-    """Check that a file is there.
-
-    Args:
-        path: As the user gave it.
-        kind: "picture" or "video", for the message.
-
-    Raises:
-        InputError: There is nothing of that name, or it is a URL.
-    """
-    if os.path.exists(path):  # of a name that is too long, Path.exists raises OSError
-        return
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]", str(path)):
-        raise InputError(f"{path} is a URL; URLs are not supported: download it first.")
-    raise InputError(f"{path} does not exist; give the path of a {kind}.")
-
-
 def read_picture(path: str | Path) -> np.ndarray:
     """Read a picture as it is meant to be seen: turned upright by its EXIF orientation, converted to sRGB by its colour
     profile, alpha laid over white, 16-bit grey scaled to 8 bits, palette and CMYK converted.
 
     Args:
-        path: A file of any kind that Pillow reads; of an animation the first frame counts.
+        path: A file of one of `PICTURE_FORMATS`; of an animation the first frame counts.
 
     Returns:
         uint8 (H, W, 3) RGB.
@@ -116,28 +99,28 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[Image.Image]:
-    check_exists(path, "picture")
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a folder; give the path of a picture.")
-    with _decoded(path, path) as image:
+    check_file(path, "picture")
+    with _decoded(path, path, PICTURE_FORMATS) as image:
         yield image
 
 
 @contextmanager
-def _decoded(
-    source: str | Path | io.BytesIO, path: str | Path, formats: Sequence[str] | None = None
-) -> Iterator[Image.Image]:
+def _decoded(source: str | Path | io.BytesIO, path: str | Path, formats: Sequence[str]) -> Iterator[Image.Image]:
     """The picture; what fails while it is open becomes an InputError that names `path`."""
+    Image.init()
     try:
         with _quiet():
-            image = Image.open(source, formats=formats)  # type: ignore[arg-type]
+            image = Image.open(source, formats=[name for name in formats if name in Image.OPEN])
         with image:
+            if image.width * image.height > PICTURE_PIXELS:
+                raise Image.DecompressionBombError
             yield image
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not a picture that can be read; give a PNG, JPEG or WebP file.") from error
     except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise InputError(f"{path} is too large: it has more than {limit} pixels; make it smaller first.") from error
+        raise InputError(
+            f"{path} is too large: it has more than {PICTURE_PIXELS} pixels; make it smaller first."
+        ) from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # what Pillow raises, by format
         raise InputError(f"{path} is damaged or cut off ({error}); save or copy the picture again.") from error
 

@@ -1,5 +1,6 @@
 """Read video with PyAV, frame by frame: memory does not grow with the length."""
 
+import os
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -17,14 +18,14 @@ from av.sidedata.sidedata import Type
 from PIL import Image
 
 from ..errors import InputError
-from .filters import TOLERANT, conversion_graph, display_time
-from .pictures import check_exists, fit_picture, read_animation, read_picture
+from ..files import check_file
+from ..limits import FASTEST_VIDEO, FRAME_PIXELS
+from .filters import conversion_graph, display_time, open_container
+from .pictures import fit_picture, read_animation, read_picture
 
 DEFAULT_FRAME_RATE = Fraction(25)  # frames per second of single pictures and of files that do not tell
-FASTEST = 240  # frames per second; faster rates are not believed, since WebM without a rate reads as 1000
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 UNSPECIFIED_MATRIX = 2
-LARGEST = 1 << 26  # pixels of a frame: 8192 x 8192
 
 
 class Frame(NamedTuple):
@@ -97,15 +98,15 @@ class VideoReader:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).absolute()  # absolute, so that FFmpeg takes no part of the name for a protocol
+        self.path = Path(path).absolute()
         self.problem: str | None = None
         self._opened = ExitStack()
         self._read_error: str | None = None
         self._frames: Iterator[Frame]
-        check_exists(path, "video")
-        if self.path.is_dir():
+        if os.path.isdir(path):
             self._set_folder()
             return
+        check_file(path, "video")  # as it was given: an absolute path is no URL
         container = self._open_file()
         with ExitStack() as stack:
             stack.enter_context(container)
@@ -120,7 +121,7 @@ class VideoReader:
 
     def _open_file(self) -> av.container.InputContainer:
         try:
-            return av.open(str(self.path), **TOLERANT)
+            return open_container(self.path, "video file")
         except av.FFmpegError as error:
             raise InputError(
                 f"{self.path} cannot be read as a video ({error.strerror}); give a complete video file, a GIF or a "
@@ -180,16 +181,17 @@ class VideoReader:
             self.problem = f"{self.path} is damaged or cut off: {count} frames could be read and are used."
 
     def _set_video(self, container: av.container.InputContainer) -> None:
-        # FFmpeg draws plain text as a video of a terminal.
-        streams = () if container.format.name == "tty" else container.streams.video
+        streams = container.streams.video
         if not streams or streams[0].codec_context is None:
             raise InputError(f"{self.path} has no video in it that can be read; give a video file, a GIF or a picture.")
         stream = streams[0]
-        if stream.width * stream.height > LARGEST:
+        if stream.width * stream.height > FRAME_PIXELS:
             size = f"{stream.width} x {stream.height} pixels"
-            raise InputError(f"{self.path} is {size}, and more than {LARGEST} are not read: make it smaller first.")
+            raise InputError(
+                f"{self.path} is {size}, and more than {FRAME_PIXELS} are not read: make it smaller first."
+            )
         rate, count = self._rate_and_count(stream)
-        stream.codec_context.options = {"max_pixels": str(LARGEST)}
+        stream.codec_context.options = {"max_pixels": str(FRAME_PIXELS)}
         self._frames = self._convert(stream, self._decode(container, rate))
         first = next(self._frames, None)
         if first is None:
@@ -202,7 +204,7 @@ class VideoReader:
         """Average frames per second and number of frames: as declared, or from the packets, which are not decoded,
         where the file does not declare them or an edit list changes them."""
         rate = stream.average_rate or stream.guessed_rate
-        if rate and rate > FASTEST:
+        if rate and rate > FASTEST_VIDEO:
             rate = None
         if rate and stream.frames and stream.duration:
             declared = stream.frames / rate

@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import check_file
+from ..limits import MOTION_FRAMES, MOTION_RATES
+from ..tensor_file import read_safetensors
+from .hold import Reason
+from .keypoints import BOX_GRID
 from .motion import Motion
 from .performance import Performance, Strength, parse_frame_rate
 
@@ -28,6 +34,7 @@ SHAPES: dict[str, Sequence[int]] = {  # of one frame
     "pose.scale": (1,),
     "pose.keypoints": (21, 3),
 }
+DTYPES = {"boxes": torch.int64, "held": torch.uint8}  # the rest is float32
 
 
 def save_motion(performance: Performance, path: str | Path) -> None:
@@ -66,46 +73,60 @@ def load_motion(path: str | Path) -> Performance:
         InputError: the file is missing, damaged, not a motion file, or of another version.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: give the path of a motion file.")
+    check_file(path, "motion file")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 it is no dict
-    except (SafetensorError, OSError) as error:
+        tensors, metadata = read_safetensors(path)
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} is damaged or no motion file ({error}): save the motion again.") from error
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is no motion file: give one that was saved as motion.")
-    version = metadata.get("version", "")
-    if not version.isdigit() or int(version) != VERSION:
+    if (version := metadata.get("version", "")) != str(VERSION):
         raise InputError(
-            f"{path} is a motion file of version {version}, and this reads version {VERSION}: update PersonaLive."
+            f"{path} is a motion file of version {version:.20}, and this reads version {VERSION}: update PersonaLive."
         )
     try:
         rate, source = parse_frame_rate(metadata["frame_rate"]), metadata["source"]
-        strength = Strength(**json.loads(metadata["strength"]))
+        if not MOTION_RATES[0] <= rate <= MOTION_RATES[1]:
+            raise ValueError(f"a frame rate of {metadata['frame_rate']}")
+        strength = _strength(json.loads(metadata["strength"]))
         motion = _checked({key: x for key, x in tensors.items() if not key.startswith("neutral.")})
         neutral = {key.removeprefix("neutral."): x for key, x in tensors.items() if key.startswith("neutral.")}
-        performance = Performance(motion, rate, source, strength, _checked(neutral) if neutral else None)
-        if rate <= 0:
-            raise ValueError(f"a frame rate of {rate}")
-    except (KeyError, ValueError, TypeError) as error:
+        performance = Performance(motion, rate, source, strength, _checked(neutral, 1) if neutral else None)
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}): save the motion again.") from error
-    strength.check()
     return performance
 
 
-def _checked(tensors: dict[str, Tensor]) -> Motion:
-    """ValueError unless these are the tensors of a motion."""
-    frames = len(tensors["tokens"])
+def _strength(given: Any) -> Strength:
+    """ValueError or TypeError unless these are strengths."""
+    if not isinstance(given, dict):
+        raise ValueError("the strengths have no names")
+    for name, value in given.items():
+        if (name == "relative") != (type(value) is bool) or not isinstance(value, bool | int | float):
+            raise ValueError(f"the strength {name} is {value!r:.40}")
+    strength = Strength(**given)
+    strength.check()
+    return strength
+
+
+def _checked(tensors: dict[str, Tensor], most: int = MOTION_FRAMES) -> Motion:
+    """KeyError or ValueError unless these are the tensors of a motion of so many frames at most."""
+    frames = tensors["tokens"].shape[0] if tensors["tokens"].ndim else 0
+    if not 0 < frames <= most:
+        raise ValueError(f"{frames} frames, and it may have 1 to {most}")
     for key, shape in SHAPES.items():
-        value = tensors[key]
-        if not frames or tuple(value.shape) != (frames, *shape):
+        value, dtype = tensors[key], DTYPES.get(key, torch.float32)
+        if tuple(value.shape) != (frames, *shape):
             raise ValueError(f"{key} is {tuple(value.shape)} in place of {(frames, *shape)}")
+        if value.dtype != dtype:
+            raise ValueError(f"{key} is {value.dtype} in place of {dtype}")
         if not value.isfinite().all():
             raise ValueError(f"{key} holds numbers that are not finite")
     if unknown := tensors.keys() - SHAPES.keys():
-        raise ValueError(f"unknown {', '.join(sorted(unknown))}")
-    if tensors["held"].dtype != torch.uint8:
-        raise ValueError(f"held is {tensors['held'].dtype}")
+        raise ValueError(f"unknown {', '.join(sorted(unknown)):.200}")
+    if tensors["held"].max() > max(Reason):
+        raise ValueError(f"held is {tensors['held'].max()}")
+    boxes = tensors["boxes"]
+    if boxes.min() < 0 or boxes.max() > BOX_GRID:
+        raise ValueError(f"the boxes leave the grid of {BOX_GRID} x {BOX_GRID}")
     return Motion.of_tensors(tensors)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..limits import MOTION_FRAMES
 from ..networks.head_pose import HeadPose
 from .keypoints import retarget
 from .motion import Motion
@@ -21,7 +22,6 @@ MIN_FRAME_RATE, MAX_FRAME_RATE = 1, 240  # frames per second
 MAX_SMOOTHING = 100.0  # frames
 MAX_LOOP = 10_000
 MAX_INDEX = 10**9  # of a driving frame
-MAX_FRAMES = 1_000_000  # of a loop or at another rate: they all stand in memory, 2.4 KB each
 JITTER = Fraction(2, 1000)  # seconds: containers that count in milliseconds round that much
 
 
@@ -346,10 +346,10 @@ class Performance:
         if adjustment.keeps_frames:
             return times
         frames = max(1, round((times[-1] + 1 / self.frame_rate) * rate))
-        if frames * adjustment.loop > MAX_FRAMES and (rate, adjustment.loop) != (self.frame_rate, 1):
+        if frames * adjustment.loop > MOTION_FRAMES and (rate, adjustment.loop) != (self.frame_rate, 1):
             raise InputError(
-                f"the result would have {frames * adjustment.loop} frames, and {MAX_FRAMES} are the most: lower loop "
-                "or frame rate."
+                f"the result would have {frames * adjustment.loop} frames, and {MOTION_FRAMES} are the most: lower "
+                "loop or frame rate."
             )
         is_at_rate = rate == self.frame_rate and (self.times is None or has_constant_rate(times))
         return times if is_at_rate else frame_times(frames, rate)

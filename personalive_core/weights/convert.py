@@ -1,41 +1,42 @@
 """Makes a smaller set of weights: half precision, without what the model does not use."""
 
 import shutil
+from collections.abc import Set
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import InputError
+from ..tensor_file import safetensors_header
 from . import hub
 from .find import NETWORK_FILES, SIZES_FILE, WeightFiles
-from .load import checked_state_dict, is_computed, load_checkpoint, meta_networks, network_dtype
+from .load import checked_weights, meta_networks, network_dtype, open_checkpoint
 
 
 def convert(source: WeightFiles, target: Path, progress: hub.Progress | None = None) -> None:
     """Writes the six checkpoints to `target` as `<name>.safetensors`, checked, without what the model does not use.
 
     In float16, or float32 where `network_dtype` says so. One file in memory at a time; a file gets its name once it is
-    whole, and one that is there and whole stays. InputError: a file is missing, does not fit the model or float16, or
-    the disk is too small. An exception from `progress` leaves no half file.
+    whole, and one that is there, whole and no older than its source stays. InputError: a file is missing, does not fit
+    the model or float16, or the disk is too small. An exception from `progress` leaves no half file.
     """
     networks = meta_networks(source.config)
     todo = []
     for network, names in NETWORK_FILES.items():
         paths = source.paths(network)
-        used = checked_state_dict(networks[network], paths).keys()
+        used = checked_weights(networks[network], paths).keys()
         for name, path in zip(names, paths, strict=True):
-            keys = {key for key in load_checkpoint(path) if key in used and not is_computed(key)}
-            if not _is_converted(target / f"{name}.safetensors", keys):
-                todo.append((name, path, keys))
+            weights = {key: weight for key, weight in open_checkpoint(path).items() if key in used}
+            if not _is_converted(target / f"{name}.safetensors", path, weights.keys()):
+                todo.append((name, path, weights))
     total = sum(
-        value.numel() * network_dtype(name, torch.float16).itemsize
-        for name, path, keys in todo
-        for key, value in load_checkpoint(path).items()
-        if key in keys
+        weight.shape.numel() * network_dtype(name, torch.float16).itemsize
+        for name, _, weights in todo
+        for weight in weights.values()
     )
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -48,24 +49,23 @@ def convert(source: WeightFiles, target: Path, progress: hub.Progress | None = N
         if source.config != ModelConfig():
             source.config.write(target / SIZES_FILE)
         done = 0
-        for name, path, keys in todo:
+        for name, path, weights in todo:
             cast, dtype = {}, network_dtype(name, torch.float16)
-            for key, value in load_checkpoint(path).items():
-                if key in keys:
-                    cast[key] = _cast(path, key, value, dtype)
-                    done += cast[key].nbytes
-                    if progress:
-                        progress(f"{name}.safetensors", done, total)
+            for key, weight in weights.items():
+                cast[key] = _cast(path, key, weight.read(), dtype)
+                done += cast[key].nbytes
+                if progress:
+                    progress(f"{name}.safetensors", done, total)
             _write(cast, target / f"{name}.safetensors", path.name)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{target} cannot be written ({error}): choose another folder.") from error
 
 
-def _is_converted(path: Path, keys: set[str]) -> bool:
+def _is_converted(path: Path, source: Path, keys: Set[str]) -> bool:
+    """Whether the file is there, whole, and no older than its source."""
     try:
-        with safe_open(path, "pt") as file:
-            return set(file.keys()) == keys
-    except (OSError, SafetensorError):
+        return path.stat().st_mtime_ns >= source.stat().st_mtime_ns and safetensors_header(path)[0].keys() == keys
+    except (OSError, ValueError, RecursionError):
         return False
 
 

@@ -73,7 +73,11 @@ class WeightFiles:
     def paths(self, network: str) -> list[Path]:
         """The checkpoints of a network ("denoising_unet" has two), for `load_network`; InputError if one is missing."""
         self.require(NETWORK_FILES[network])
-        return [getattr(self, name) for name in NETWORK_FILES[network]]
+        paths: list[Path] = [getattr(self, name) for name in NETWORK_FILES[network]]
+        for path in paths:
+            if path.suffix == ".pth" and os.path.isfile(converted := path.with_suffix(".safetensors")):
+                _log.warning("%s is newer than %s and is used in its place: convert it, or delete one", path, converted)
+        return paths
 
     def require(self, parts: Iterable[str] = (*CHECKPOINTS, "vae", "image_encoder")) -> None:
         """InputError if one of `parts` is missing: it lists each file with its address and the folder it belongs in."""
@@ -90,11 +94,11 @@ class WeightFiles:
 def find_weights(folder: Path | str) -> WeightFiles:
     """Looks for the parts in `folder`, in the layouts people have: as `download` makes it, the six files alone, the
     `pretrained_weights` of the authors' tool, that of another pack in a host's models folder. A converted
-    `.safetensors` goes before the `.pth` beside it."""
+    `.safetensors` goes before the `.pth` beside it, unless the `.pth` is newer."""
     folder = Path(folder).absolute()
     homes = [folder / layout for layout in _LAYOUTS]
     found = {
-        name: _first(home / f"{name}{suffix}" for home in homes for suffix in (".safetensors", ".pth"))
+        name: next(filter(None, (_newer(home / f"{name}.safetensors", home / f"{name}.pth") for home in homes)), None)
         for name in CHECKPOINTS
     }
     # The two folders are beside the six files' folder or further up.
@@ -113,6 +117,12 @@ def find_weights(folder: Path | str) -> WeightFiles:
 
 def _first(paths: Iterable[Path]) -> Path | None:
     return next(filter(os.path.isfile, paths), None)  # False also where it cannot be looked at
+
+
+def _newer(converted: Path, original: Path) -> Path | None:
+    """The one that was written last; of both at once, the converted one."""
+    there = [path for path in (converted, original) if os.path.isfile(path)]
+    return max(there, key=os.path.getmtime, default=None)
 
 
 def _holds_model(folder: Path) -> bool:

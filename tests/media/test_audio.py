@@ -145,7 +145,7 @@ def test_without_sound(tmp_path):
     assert read_audio(silent, Fraction(0), Fraction(1)) is None
     damaged = write_beeps(tmp_path / "a.mkv", damage=range(1000))
     assert read_audio(damaged, Fraction(0), Fraction(1)) is None
-    with pytest.raises(InputError, match="The sound of"):
+    with pytest.raises(InputError, match=r"absent\.mp4 does not exist; give the path of a video or sound file"):
         read_audio(tmp_path / "absent.mp4", Fraction(0), Fraction(1))
 
 

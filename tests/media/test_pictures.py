@@ -6,6 +6,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from personalive_core.errors import InputError
+from personalive_core.limits import PICTURE_PIXELS
 from personalive_core.media.pictures import contact_sheet, fit_picture, read_picture
 
 RED = (200, 60, 30)
@@ -78,9 +79,12 @@ def test_what_is_not_a_picture_is_named(tmp_path):
 
 def test_absurdly_large_picture(tmp_path, monkeypatch):
     Image.new("L", (100, 100)).save(tmp_path / "large.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(InputError, match="more than 2000 pixels"):
-        read_picture(tmp_path / "large.png")
+    canvas = struct.pack("<HH", 16000, 16000)
+    (tmp_path / "a.gif").write_bytes(b"GIF89a" + canvas + b"\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;")
+    for pillow in None, 1 << 26:  # other packs lift its limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillow)
+        with pytest.raises(InputError, match=f"is too large: it has more than {PICTURE_PIXELS} pixels"):
+            read_picture(tmp_path / "a.gif")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)  # Pillow warns now
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -189,7 +189,7 @@ def test_what_is_not_a_video_is_named(tmp_path):
         container.mux(stream.encode(frame))
     for name, words in {
         "text.mp4": "cannot be read",
-        "text.ans": "no video",
+        "text.ans": "another kind that is not read",
         "empty.mp4": "cannot be read",
         "sound.wav": "no video",
         "absent.mp4": "does not exist",

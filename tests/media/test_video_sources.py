@@ -159,7 +159,7 @@ def test_bad_pictures_are_left_out_and_named_and_hidden_ones_passed_over(tmp_pat
 
 def test_absurdly_large_frames(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "a.mp4", [Fraction(0)])
-    monkeypatch.setattr("personalive_core.media.video_reader.LARGEST", 3000)
+    monkeypatch.setattr("personalive_core.media.video_reader.FRAME_PIXELS", 3000)
     with pytest.raises(InputError, match="64 x 48 pixels, and more than 3000"):
         VideoReader(path)
 

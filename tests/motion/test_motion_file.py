@@ -1,6 +1,7 @@
 """A performance comes back from its file bit for bit, drives any portrait, and a bad file is named."""
 
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -76,12 +77,61 @@ def test_bad_files_are_named(file, tmp_path):
         ({"pose.scale": torch.zeros(49, 1)}, {}, "pose.scale"),
         ({"tokens": nan}, {}, "not finite"),
         ({"more": torch.zeros(1)}, {}, "unknown more"),
-        ({"neutral.tokens": torch.zeros(2, 32, 16)}, {}, "in place of"),
+        ({"neutral.tokens": torch.zeros(2, 32, 16)}, {}, "2 frames, and it may have 1 to 1"),
+        ({}, {"version": "²"}, "of version ²"),
+        ({}, {"frame_rate": "1/" + "9" * 40}, "a frame rate of 1/9"),
+        ({}, {"frame_rate": "9" * 40}, "a frame rate of 9"),
+        ({}, {"strength": "[]"}, "is damaged"),
+        ({}, {"strength": "[" * 100_000}, "is damaged"),
+        ({}, {"strength": '{"expression": "1"}'}, "the strength expression is '1'"),
+        ({}, {"strength": '{"expression": null}'}, "the strength expression is None"),
+        ({}, {"strength": '{"relative": 1}'}, "the strength relative is 1"),
+        ({}, {"strength": '{"expression": NaN}'}, "expression is nan"),
+        ({}, {"strength": '{"expression": 1%s}' % ("0" * 400)}, "is damaged"),
+        ({"tokens": torch.zeros(50, 32, 16, dtype=torch.float64)}, {}, "tokens is torch.float64"),
+        ({"tokens": torch.zeros(())}, {}, "0 frames"),
+        ({"boxes": torch.zeros(50, 4)}, {}, "boxes is torch.float32 in place of torch.int64"),
+        ({"boxes": torch.full((50, 4), -7)}, {}, "the boxes leave the grid of 512 x 512"),
+        ({"held": torch.full((50,), 9, dtype=torch.uint8)}, {}, "held is 9"),
     ):
         file.write_bytes(whole)
         resave(file, tensors, **metadata)
         with pytest.raises(InputError, match=words):
             load_motion(file)
+
+
+def header(text: bytes, size: int | None = None) -> bytes:
+    return (len(text) if size is None else size).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header(b"{}", 1 << 62),
+        header(b"[" * 100_000),
+        header(b"[]"),
+        header(b'{"tokens": 3}'),
+        header(b'{"tokens": {"dtype": "F32", "shape": [1099511627776], "data_offsets": [0, 4398046511104]}}'),
+        header(b'{"tokens": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}'),
+        header(b'{"tokens": {"dtype": "F99", "shape": [0], "data_offsets": [0, 0]}}'),
+        header(
+            b'{"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "b": %s}' % b'{"dtype": "U8", "shape": [4], '
+            b'"data_offsets": [0, 4]}'
+        )
+        + bytes(4),
+    ],
+)
+def test_headers_that_claim_more_than_the_file_has(file, content):
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged or no motion file"):
+        load_motion(file)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.motion.safetensors")
+    with pytest.raises(InputError, match="is a pipe or a device and no file; give the path of a motion file"):
+        load_motion(tmp_path / "a.motion.safetensors")
 
 
 def test_a_name_may_be_as_long_as_a_name_can_be(file, tmp_path):

@@ -16,7 +16,15 @@ from personalive_core.weights import convert as converting
 from personalive_core.weights import load as loading
 from personalive_core.weights.convert import convert
 from personalive_core.weights.find import CHECKPOINTS, NETWORK_FILES, WeightFiles, find_weights
-from personalive_core.weights.load import checked_state_dict, load_checkpoint, load_network, meta_networks
+from personalive_core.weights.load import (
+    StoredWeight,
+    checked_state_dict,
+    checked_weights,
+    load_checkpoint,
+    load_network,
+    meta_networks,
+)
+from personalive_core.weights.pickled import StoredTensor
 
 MANIFESTS = Path(__file__).parents[1] / "assets/manifests"
 
@@ -149,9 +157,10 @@ def test_a_damaged_file_is_named_with_its_size(tmp_path, suffix, damage):
         load_checkpoint(path)
 
 
-def test_the_old_form_of_torch_save_loads_too(tmp_path):
+def test_the_old_form_of_torch_save_is_named(tmp_path):
     torch.save({"a": torch.ones(3)}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
-    assert load_checkpoint(tmp_path / "a.pth")["a"].sum() == 3
+    with pytest.raises(InputError, match=r"a bare pickle, as PyTorch before 1\.6 wrote it, and was not run"):
+        load_checkpoint(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(
@@ -261,11 +270,11 @@ def test_a_missing_temporal_key_is_missed_in_the_temporal_file(tmp_path, pair):
 def test_the_published_key_lists_fit_the_networks(monkeypatch):
     def listed(path):
         shapes = json.loads((MANIFESTS / f"{path.stem}.json").read_text())
-        return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+        return {key: StoredWeight(path, StoredTensor(torch.float32, shape, (), 0)) for key, shape in shapes.items()}
 
-    monkeypatch.setattr(loading, "load_checkpoint", listed)
+    monkeypatch.setattr(loading, "open_checkpoint", listed)
     for name, network in meta_networks().items():
-        checked_state_dict(network, [Path(f"{file}.pth") for file in NETWORK_FILES[name]])
+        checked_weights(network, [Path(f"{file}.pth") for file in NETWORK_FILES[name]])
 
 
 @pytest.fixture
@@ -296,8 +305,9 @@ def test_convert(six, tmp_path):
 
     calls.clear()
     (target / "pose_guider.safetensors").write_bytes(b"half")
+    os.utime(target / "reference_unet.safetensors", (1000, 1000))  # older than its source
     convert(six, target, progress=lambda *call: calls.append(call))
-    assert {name for name, _, _ in calls} == {"pose_guider.safetensors"}
+    assert {name for name, _, _ in calls} == {"pose_guider.safetensors", "reference_unet.safetensors"}
 
 
 def test_convert_can_be_stopped_and_leaves_no_half_file(six, tmp_path):
