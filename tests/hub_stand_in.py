@@ -14,12 +14,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     """As if the environment had named this hub before huggingface_hub was imported."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setenv("HF_ENDPOINT", address)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    for module in (constants, file_download):  # the latter in huggingface_hub before 0.25
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 class StandIn(ThreadingHTTPServer):
@@ -94,7 +96,8 @@ class Answer(BaseHTTPRequestHandler):
         stored = len(content) > 100 and not self.server.plain
         self.send_response(302 if stored else 200)
         if not self.server.plain:
-            self.send_header("X-Repo-Commit", self.server.commit)
+            revision = self.path.split("/")[4]
+            self.send_header("X-Repo-Commit", self.server.commit if revision == "main" else revision)
         if stored:
             self.send_header("Location", f"http://localhost:{self.server.server_port}/storage{self.path}")
             self.send_header("X-Linked-Etag", f'"{hashlib.sha256(content).hexdigest()}"')
