@@ -31,7 +31,7 @@ function size(bytes) {
   return bytes < 1e8 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
 }
 
-async function open(title, task) {
+async function openDialog(title, task) {
   const text = element("p"), bar = element("progress"), start = element("button", "Start");
   const stop = element("button", "Stop"), close = element("button", "Close"), list = element("ul");
   const dialog = element("dialog", "", element("h3", title), element("p", TERMS[task]), list, text, bar, start, " ", stop, " ", close);
@@ -65,7 +65,7 @@ app.registerExtension({
   name: "personalive.weights",
   nodeCreated(node) {
     for (const [title, task] of BUTTONS[node.comfyClass] ?? []) {
-      const button = node.addWidget("button", title, null, () => open(title, task), { serialize: false });
+      const button = node.addWidget("button", title, null, () => openDialog(title, task), { serialize: false });
       button.serialize = false;
     }
   },

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 from hub_stand_in import BLOCK, COMMIT, StandIn, use_hub
 from personalive_core.errors import InputError
@@ -31,7 +31,9 @@ def stand_in(monkeypatch, tmp_path_factory):
     monkeypatch.setitem(hub.REVISIONS, "owner/model", "main")
     monkeypatch.setattr(hub, "_PAUSE", 0)
     monkeypatch.setattr(hub, "_LOOK", 0.02)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+    cache = str(tmp_path_factory.mktemp("cache"))
+    for module in (constants, file_download):  # the latter in huggingface_hub before 0.25
+        monkeypatch.setattr(module, "HF_HUB_CACHE", cache, raising=False)
     with StandIn({LARGE_ADDRESS: CONTENT, "/owner/model/resolve/main/config.json": b"{}"}) as server:
         use_hub(monkeypatch, server.address)
         yield server
