@@ -110,7 +110,8 @@ where they meet.
 DETECTOR_NOTE = """
 ## The face detector
 
-*yunet* finds the faces. Press **Download yunet** on the node that uses it (0.2 MB). It needs OpenCV: run `python -m pip install opencv-python-headless` with ComfyUI's own Python, and start ComfyUI again.
+*yunet* finds the faces. Press **Download yunet** on the node that uses it (0.2 MB). It needs OpenCV: run
+`python -m pip install opencv-python-headless` with ComfyUI's own Python, and start ComfyUI again.
 
 Or set *detector* to *none* and say by hand in *Crop Portrait* what to cut out: *x*, *y* and *side* in pixels of the
 picture. *Crop Driving* then follows the head by the model's own keypoints.
