@@ -210,7 +210,7 @@ def test_cancelled_halfway_it_goes_on_from_there(host, stand_in, fresh):
     middle = sum(sizes[:largest]) + sizes[largest] / 3  # far from its end: a whole file need not be asked for again
     stand_in.pause = 0.005
     host.post("personalive/weights", {"task": "official"})
-    while sum((host.base / "models" / name).stat().st_size for name in files_in(host)) <= middle:
+    while stand_in.sent <= middle:
         time.sleep(0.02)
     assert press(host, "stop")["text"].startswith("Stopped")
     sizes = {name: (host.base / "models" / name).stat().st_size for name in files_in(host)}
