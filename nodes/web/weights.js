@@ -35,7 +35,7 @@ async function openDialog(title, task) {
   const text = element("p"), bar = element("progress"), start = element("button", "Start");
   const stop = element("button", "Stop"), close = element("button", "Close"), list = element("ul");
   const dialog = element("dialog", "", element("h3", title), element("p", TERMS[task]), list, text, bar, start, " ", stop, " ", close);
-  dialog.style.maxWidth = "44rem";
+  Object.assign(dialog.style, { maxWidth: "44rem", overflowWrap: "anywhere" });
   const show = ({ job, ...missing }) => {
     const files = missing[task] ?? [];
     list.replaceChildren(...files.map((f) => element("li", `${f.address} (${size(f.size)}) to ${f.folder}`)));
