@@ -6,6 +6,7 @@ compat.require_host()
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import download  # noqa: F401  its routes
 from .adjust import AdjustMotion
 from .assemble import AssembleVideo
 from .driving_crop import CropDriving

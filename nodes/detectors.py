@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..personalive_core.errors import InputError
 from ..personalive_core.framing.face_detector import SUFFIX, Detector, load_detector
-from ..personalive_core.weights.hub import DETECTORS, find_detector
+from ..personalive_core.weights.hub import DETECTORS, HubFile, find_detector
 from .weights import FOLDER, entries
 
 NONE = "none"
@@ -34,28 +34,27 @@ def detector_input() -> io.Combo.Input:
         "detector",
         options=[NONE, *DETECTORS, *_own_files()],
         default=NONE,
-        tooltip="What finds faces: 'yunet', which 'download' fetches, or a YuNet file (.onnx) in "
+        tooltip="What finds faces: 'yunet', which the button 'Download yunet' fetches, or a YuNet file (.onnx) in "
         "models/personalive/detectors. They need OpenCV. With 'none' the model's own keypoints find the face.",
     )
 
 
-def download_input() -> io.Boolean.Input:
-    return io.Boolean.Input(
-        "download",
-        default=False,
-        optional=True,
-        tooltip="Fetch 'yunet' (0.2 MB) from the Hugging Face hub to models/personalive/detectors, if it is not there.",
-    )
+def missing_detectors() -> tuple[Path, list[HubFile]]:
+    """The folder for detectors of the hub, and those that are not there."""
+    return _hub_folder(), [file for file in DETECTORS.values() if not (_hub_folder() / file.target).is_file()]
 
 
-def open_detector(name: str, download: bool) -> Detector | None:
+def _hub_folder() -> Path:
+    folders, targets = _folders(), [file.target for file in DETECTORS.values()]
+    return next((f for f in folders if any((f / target).is_file() for target in targets)), folders[0])
+
+
+def open_detector(name: str) -> Detector | None:
     """None where none is chosen. InputError where there is no such file, or where it cannot be used."""
     if name == NONE:
         return None
     if name in DETECTORS:
-        folders = _folders()
-        folder = next((f for f in folders if (f / DETECTORS[name].target).is_file()), folders[0])
-        return load_detector(find_detector(folder, name, download))
+        return load_detector(find_detector(_hub_folder(), name, fetch=False))
     file = _own_files().get(name)
     if file is None:
         raise InputError(f"there is no face detector {name!r} in models/{FOLDER}/detectors: choose another one.")

@@ -12,7 +12,7 @@ from ..personalive_core.framing.crop import MARGIN, MARGIN_LIMITS, VERTICAL_OFFS
 from ..personalive_core.framing.driving_crop import MODES, DrivingCropSettings, open_driving_crop
 from ..personalive_core.framing.face_detector import CHOICES, Detector
 from ..personalive_core.motion.extraction import DrivingFrame, trim_frames
-from .detectors import detector_input, download_input, open_detector
+from .detectors import detector_input, open_detector
 from .driving import open_driving
 from .load import PersonaLiveModel
 
@@ -89,14 +89,11 @@ class CropDriving(io.ComfyNode):
                     "the centre.",
                 ),
                 *square_inputs(),
-                download_input(),
             ],
             outputs=[CropSettingsType.Output(display_name="crop")],
         )
 
     @classmethod
-    def execute(
-        cls, mode: str, detector: str, face: str, margin: float, vertical_offset: float, download: bool = False
-    ) -> io.NodeOutput:
+    def execute(cls, mode: str, detector: str, face: str, margin: float, vertical_offset: float) -> io.NodeOutput:
         settings = DrivingCropSettings(mode, face, margin, vertical_offset)
-        return io.NodeOutput(CropSettings(settings, open_detector(detector, download)))
+        return io.NodeOutput(CropSettings(settings, open_detector(detector)))

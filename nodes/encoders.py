@@ -38,7 +38,7 @@ class LoadEncoders(io.ComfyNode):
             display_name="Load VAE and Image Encoder",
             category="PersonaLive",
             description="Loads the VAE and the image encoder that go with the model: those of its own folder, or the "
-            "official ones, which 'download' in Load PersonaLive Model fetches.",
+            "official ones, which 'Download weights' on Load PersonaLive Model fetches.",
             inputs=[ModelType.Input("model", tooltip="From Load PersonaLive Model.")],
             outputs=[io.Vae.Output(display_name="vae"), io.ClipVision.Output(display_name="clip_vision")],
         )
@@ -107,7 +107,7 @@ def _find(files: WeightFiles, part: str, other: str) -> Path:
     path = encoder_files(files)[part]
     if path is None:
         raise InputError(
-            f"{host_file(part)[1]} is not there: switch on 'download' in Load PersonaLive Model, or use ComfyUI's "
+            f"{host_file(part)[1]} is not there: press 'Download weights' on Load PersonaLive Model, or use ComfyUI's "
             f"{other} if you have it under another name."
         )
     return path

@@ -18,7 +18,7 @@ from ..personalive_core.networks.reference_unet import ReferenceUNet
 from ..personalive_core.weights.find import WeightFiles
 from ..personalive_core.weights.load import checked_state_dict, meta_networks, network_dtype
 from . import compat, memory
-from .weights import OFFICIAL, checkpoint_files, fingerprint, keep_fingerprint, prepare, set_fingerprint, weight_sets
+from .weights import OFFICIAL, checkpoint_files, fingerprint, require, set_fingerprint, weight_sets
 
 
 @dataclass(frozen=True)
@@ -104,20 +104,6 @@ class LoadModel(io.ComfyNode):
                     default="auto",
                     tooltip="Number format of the networks. 'auto' is what ComfyUI chooses for your card.",
                 ),
-                io.Boolean.Input(
-                    "download",
-                    default=False,
-                    tooltip="Fetch what is missing of the official files from the Hugging Face hub: the weights "
-                    "(10.5 GB) to models/personalive, the VAE (0.3 GB) to models/vae and the image encoder (1.2 GB) to "
-                    "models/clip_vision. If it stops, run again: it goes on where it was.",
-                ),
-                io.Boolean.Input(
-                    "convert",
-                    default=False,
-                    optional=True,
-                    tooltip="Write the .pth files once more as .safetensors in half precision (5.3 GB), which load "
-                    "faster and are used from then on. The node then says which files you may delete.",
-                ),
             ],
             outputs=[ModelType.Output(display_name="model")],
         )
@@ -127,7 +113,5 @@ class LoadModel(io.ComfyNode):
         return set_fingerprint(weights)
 
     @classmethod
-    def execute(cls, weights: str, precision: str, download: bool, convert: bool = False) -> io.NodeOutput:
-        with keep_fingerprint(weights):
-            files = prepare(weights, download, convert)
-        return io.NodeOutput(load_model(files, precision))
+    def execute(cls, weights: str, precision: str) -> io.NodeOutput:
+        return io.NodeOutput(load_model(require(weights), precision))

@@ -21,7 +21,7 @@ from ..personalive_core.media.video_reader import Frame
 from ..personalive_core.media.video_writer import VideoWriter
 from . import convert
 from .assemble import CRF, SwitchedOff, removed_videos, temporary_video, write_sound
-from .detectors import detector_input, download_input, open_detector
+from .detectors import detector_input, open_detector
 from .driving import Driving, frames_at, open_driving
 from .driving_crop import square_inputs
 from .load import ModelType
@@ -88,7 +88,6 @@ class CropPortrait(io.ComfyNode):
                     extra_dict={"forceInput": True},
                     tooltip="Boxes of faces from another node, in place of a detector.",
                 ),
-                download_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
@@ -113,7 +112,6 @@ class CropPortrait(io.ComfyNode):
         side: int,
         model=None,
         boxes=None,
-        download: bool = False,
     ) -> io.NodeOutput:
         picture = _first(image)
         height, width = picture.shape[:2]
@@ -123,7 +121,7 @@ class CropPortrait(io.ComfyNode):
             found = crop_portrait(
                 picture,
                 boxes=None if boxes is None else to_boxes(boxes),
-                detector=open_detector(detector, download),
+                detector=open_detector(detector),
                 extractor=model and model.load_motion_extractor,
                 device=model and model.device,
                 choice=str(number) if face == NUMBER else face,

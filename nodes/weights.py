@@ -1,22 +1,16 @@
-"""Sets of weights in the host's folders: found where people have them, fetched and converted when the user asks."""
+"""Sets of weights in the host's folders: found where people have them, converted when the user asks."""
 
 import os
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
 
-import comfy.model_management
-import comfy.utils
 import folder_paths
 
 from ..personalive_core.errors import InputError
 from ..personalive_core.weights import hub
 from ..personalive_core.weights.convert import convert
 from ..personalive_core.weights.find import CHECKPOINTS, MINIATURE, WeightFiles, find_weights, weights_in
-from .say import say
 
 OFFICIAL = "official"
 FOLDER = "personalive"
@@ -57,25 +51,25 @@ def _holds_weights(folder: Path) -> bool:
     return any(getattr(files, name) for name in CHECKPOINTS)
 
 
-def prepare(name: str, download: bool, convert: bool) -> WeightFiles:
-    """The six checkpoints of a set, fetched and converted if asked. InputError: no such set, or a file is missing."""
+def require(name: str) -> WeightFiles:
+    """The six checkpoints of a set. InputError: no such set, or a file is missing."""
     folder = weight_sets().get(name)
     if folder is None:
         raise InputError(f"there are no weights {name!r} in models/{FOLDER}: choose another set.")
-    if name == OFFICIAL and download:
-        hub.download(folder, _official_files(folder), progress=_progress())
     files = find_weights(folder)
     lacking = [Path(file.target).name for file in files.missing if file.part in CHECKPOINTS]
     if lacking:
-        advice = "switch on 'download' to fetch them" if name == OFFICIAL else "put them beside the other files"
+        size = sum(file.size for file in missing_official()) / 1e9
+        official = f"press 'Download weights' on this node ({size:.1f} GB), or run `personalive download`"
+        advice = official if name == OFFICIAL else "put them beside the other files"
         raise InputError(f"the weights {name!r} lack {', '.join(lacking)}: {advice}.")
-    return _convert(files) if convert else files
+    return files
 
 
-def _official_files(folder: Path) -> list[hub.HubFile]:
-    """What to fetch: missing checkpoints, and VAE and image encoder into the host's own folders, unless they are there
-    or come with the set."""
-    found = find_weights(folder)
+def missing_official() -> list[hub.HubFile]:
+    """What to download: missing checkpoints, and VAE and image encoder into the host's own folders, unless they are
+    there or come with the set."""
+    found = find_weights(weight_sets()[OFFICIAL])
     files = [file for file in found.missing if file.part in CHECKPOINTS]
     for file in hub.FILES:
         if file.target in HOST_FILES and getattr(found, file.part) is None:
@@ -97,33 +91,16 @@ def host_file(part: str) -> tuple[Path | None, Path]:
     return Path(path) if path else None, Path(folder_paths.get_folder_paths(kind)[0], name)
 
 
-def _convert(files: WeightFiles) -> WeightFiles:
-    if any(getattr(files, name).suffix == ".pth" for name in CHECKPOINTS):
-        convert(files, files.pose_guider.parent, progress=_progress())
-        files = find_weights(files.folder)
+def convert_official(progress: hub.Progress) -> str:
+    """Converts the official set; returns which files may be deleted then."""
+    files = require(OFFICIAL)
+    convert(files, files.pose_guider.parent, progress)
+    files = find_weights(files.folder)
     old = [path for name in CHECKPOINTS if (path := getattr(files, name).with_suffix(".pth")).is_file()]
-    if old:
-        names, size = ", ".join(path.name for path in old), sum(path.stat().st_size for path in old)
-        say(f"The .safetensors files in {old[0].parent} are used now. You may delete {names} ({size / 1e9:.1f} GB).")
-    return files
-
-
-def _progress() -> hub.Progress:
-    """The node's progress in bytes. It comes with every few kilobytes, of which the page is told ten times a second."""
-    bar, shown, said = comfy.utils.ProgressBar(1), 0.0, False
-
-    def show(name: str, done: int, total: int) -> None:
-        nonlocal shown, said
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        if not total:
-            if not said:
-                say(name)
-            said = True
-        elif time.monotonic() - shown > 0.1 or done == total:
-            bar.update_absolute(done, total)
-            shown = time.monotonic()
-
-    return show
+    size = sum(path.stat().st_size for path in old) / 1e9
+    return f"The .safetensors files in {files.pose_guider.parent} are used now." + (
+        f" You may delete {', '.join(path.name for path in old)} ({size:.1f} GB)." if old else ""
+    )
 
 
 def encoder_files(files: WeightFiles) -> dict[str, Path | None]:
@@ -143,27 +120,8 @@ def fingerprint(paths: Iterable[Path | None]) -> str:
     return " ".join(f"{path} {path.stat().st_mtime_ns}" for path in paths if path)
 
 
-_same: dict[str, str] = {}  # fingerprint -> the one that the host's cache knows it by
-
-
 def set_fingerprint(name: str) -> str:
-    """Another one when a file of a set, its VAE or its image encoder is another; but what a run has fetched or
-    converted keeps that of before the run, so that the next run finds it in the host's cache."""
-    found = _set_fingerprint(name)
-    return _same.get(found, found)
-
-
-@contextmanager
-def keep_fingerprint(name: str) -> Iterator[None]:
-    """Around what fetches or converts."""
-    before = _set_fingerprint(name)
-    yield
-    after = _set_fingerprint(name)
-    if after != before:
-        _same[after], _same[before] = _same.get(before, before), uuid4().hex
-
-
-def _set_fingerprint(name: str) -> str:
+    """Another one when a file of a set, its VAE or its image encoder is another."""
     folder = weight_sets().get(name)
     if folder is None:
         return ""

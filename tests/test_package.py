@@ -18,7 +18,8 @@ from personalive_core.weights.find import SIZES_FILE, find_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = Path(personalive_core.__file__).resolve().parent
-COMES_WITH_HOST = {"PIL", "aiohttp", "av", "certifi", "einops", "numpy", "safetensors", "torch", "tqdm"}
+COMES_WITH_HOST = {"PIL", "aiohttp", "av", "einops", "numpy", "safetensors", "torch", "tqdm"}
+COMES_WITH_HOST |= {"huggingface_hub", "filelock"}  # with transformers
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfyui_version", "folder_paths", "latent_preview", "nodes", "server"}
 # Not imported in a host; Triton's kernels are where it is there.
 WITHOUT_HOST = {CORE / name for name in ("__main__.py", "pipeline.py", "networks/kernels.py")}

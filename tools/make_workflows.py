@@ -40,8 +40,8 @@ DETECTOR = "yunet"
 FILES = f"""
 ## Which files go where
 
-Switch on *download* in *Load PersonaLive Model* and press **Run**: it fetches what is missing (12.1 GB). Or put the
-files into the folder *models* of ComfyUI yourself:
+Press **Download weights** on *Load PersonaLive Model*: it fetches what is missing (12.1 GB). Or put the files into the
+folder *models* of ComfyUI yourself:
 
 - **models/personalive**: the six files ending in *.pth* from
 [huaichang/PersonaLive]({HUB}/huaichang/PersonaLive/tree/main/pretrained_weights/personalive).
@@ -110,8 +110,8 @@ where they meet.
 DETECTOR_NOTE = """
 ## The face detector
 
-*yunet* finds the faces. Switch on *download* in each node that uses it, and the first run fetches it (0.2 MB). It needs
-OpenCV: run `python -m pip install opencv-python-headless` with ComfyUI's own Python, and start ComfyUI again.
+*yunet* finds the faces. Press **Download yunet** on the node that uses it (0.2 MB). It needs OpenCV: run
+`python -m pip install opencv-python-headless` with ComfyUI's own Python, and start ComfyUI again.
 
 Or set *detector* to *none* and say by hand in *Crop Portrait* what to cut out: *x*, *y* and *side* in pixels of the
 picture. *Crop Driving* then follows the head by the model's own keypoints.

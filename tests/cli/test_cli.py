@@ -12,10 +12,12 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 
 from face import draw_face
+from hub_stand_in import use_hub
 from personalive_core.cli import demo
 from personalive_core.cli.main import main
 from personalive_core.media.pictures import read_picture
 from personalive_core.media.video_reader import VideoReader
+from personalive_core.weights import hub
 from personalive_core.weights.find import EXAMPLE
 
 
@@ -157,7 +159,8 @@ def test_bad_input_is_one_sentence(weights, portrait, tmp_path, monkeypatch, cap
 
 
 def test_no_network_lists_what_to_fetch_by_hand(portrait, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    use_hub(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "_TRIES", 1)
     assert animate(tmp_path / "none", portrait, portrait, tmp_path / "out.mp4", "--download") == 2
     assert "denoising_unet.pth" in capsys.readouterr().err
     assert not (tmp_path / "out.mp4").exists()

@@ -8,6 +8,7 @@ from commands import RATE, animate, frames_of, write_clip
 from PIL import Image
 
 from face import DETECTOR_FILE, scene
+from hub_stand_in import use_hub
 from personalive_core.cli.crop_options import CropOptions
 from personalive_core.cli.main import _parser
 from personalive_core.errors import InputError
@@ -17,6 +18,7 @@ from personalive_core.framing.driving_crop import MODES, DrivingCropSettings, op
 from personalive_core.framing.face_detector import Box, load_detector
 from personalive_core.framing.paste_back import PasteBack
 from personalive_core.media.video_writer import VideoWriter
+from personalive_core.weights import hub
 from personalive_core.weights.hub import DETECTORS
 
 PLACES = (40, 60, 176), (361, 60, 220)
@@ -137,10 +139,10 @@ def test_the_driver_is_followed_as_in_the_library(portrait, detector, tmp_path, 
 def test_yunet_by_name(group, detector, tmp_path, monkeypatch):
     """It is fetched into the weights folder if that is allowed, and used from there."""
     options = ["--crop", "--detector", "yunet", "--weights", str(tmp_path)]
-    with pytest.raises(InputError, match=r"yunet is not there yet: switch on download .*/opencv/face_detection_yunet/"):
+    with pytest.raises(InputError, match=r"yunet is not there yet: download it .*/opencv/face_detection_yunet/"):
         crop_options(group, group, *options)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nothing answers
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    use_hub(monkeypatch, "http://127.0.0.1:9")  # where nothing answers
+    monkeypatch.setattr(hub, "_TRIES", 1)
     with pytest.raises(InputError, match=r"yunet_2023mar\.onnx could not be fetched"):
         crop_options(group, group, *options, "--download")
     file = tmp_path / DETECTORS["yunet"].target

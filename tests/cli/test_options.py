@@ -16,7 +16,6 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from personalive_core.cli.main import _parser, _prepared, main
-from personalive_core.weights.hub import FILES
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,20 +134,6 @@ def test_weights_that_are_missing_are_named(weights, portrait, tmp_path, capsys,
         torch.save({k: v for k, v in torch.load(path, weights_only=True).items() if k != key}, path)
     assert animate(tmp_path / "weights", portrait, portrait, tmp_path / "out.mp4") == 2
     assert f"it lacks {key}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "given, begins",
-    [
-        ("", "https://huggingface.co/huaichang/"),
-        ("  ", "https://huggingface.co/huaichang/"),
-        ("hub.example/", "https://hub.example/huaichang/"),
-        ("http://127.0.0.1:9", "http://127.0.0.1:9/huaichang/"),
-    ],
-)
-def test_the_address_of_another_hub(monkeypatch, given, begins):
-    monkeypatch.setenv("HF_ENDPOINT", given)
-    assert FILES[0].address.startswith(begins)
 
 
 LIST = ["download", "--list", "--weights"]

@@ -93,7 +93,7 @@ BAD = {
     "official weights missing": (with_input("model", "weights", "official"), "model", ["pose_guider", "download"]),
     "weights with a file missing": (with_input("model", "weights", "incomplete"), "model", ["pose_guider"]),
     "weights with a file cut off": (with_input("model", "weights", "cut_off"), "model", ["pose_guider.pth", "1000"]),
-    "no VAE": (own_encoders("bare"), "encoders", ["diffusion_pytorch_model.safetensors", "download", "Load VAE"]),
+    "no VAE": (own_encoders("bare"), "encoders", ["diffusion_pytorch_model.safetensors", "Download", "Load VAE"]),
     "VAE of unknown sizes": (own_encoders("no_sizes"), "encoders", ["config.json", "block_out_channels"]),
     "VAE of damaged sizes": (own_encoders("no_json"), "encoders", ["config.json", "damaged"]),
     "half an image encoder": (own_encoders("half_encoder"), "encoders", ["pytorch_model.bin", "post_layernorm"]),

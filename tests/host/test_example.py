@@ -67,7 +67,7 @@ def test_the_template_gives_the_cores_frames(host, expected):
     assert abs(found.astype(int) - expected).max() <= 1  # the host rounds down, the core to the nearest
 
 
-def test_download_and_convert_leave_the_package_alone(host):
+def test_a_stray_download_and_convert_leave_the_package_alone(host):
     before = {path: path.stat().st_mtime_ns for path in MINIATURE.rglob("*")}
     load = {
         "model": node("PersonaLiveLoadModel", weights="miniature", download=True, convert=True),

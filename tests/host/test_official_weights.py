@@ -5,6 +5,8 @@ import os
 import shlex
 import shutil
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,24 @@ TARGETS = {
 }
 """Part -> where the node has to put it, in the host's models folder."""
 FOLDERS = ("sd-vae-ft-mse", "sd-image-variations-diffusers")  # VAE and image encoder as other tools have them
+UNPIN = """
+import sys
+from dataclasses import replace
+
+from aiohttp import web
+from server import PromptServer
+
+NODE_CLASS_MAPPINGS = {}
+
+
+@PromptServer.instance.routes.post("/unpin")
+async def unpin(request):
+    (hub,) = (module for name, module in sys.modules.items() if name.endswith("personalive_core.weights.hub"))
+    hub.FILES = tuple(replace(file, sha256=None) for file in hub.FILES)
+    hub._PAUSE = 0.1
+    return web.json_response({})
+"""
+"""The small files have not the checksums of the published ones."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +59,7 @@ def stand_in(models: Path) -> Iterator[StandIn]:
         "image_encoder": models / "clip_vision" / "vit_l.bin",
     }
     files = {
-        f"/{file.repo}/resolve/main/{file.path}": sources[file.part].read_bytes()
+        f"/{file.repo}/resolve/{hub.REVISIONS[file.repo]}/{file.path}": sources[file.part].read_bytes()
         for file in hub.FILES
         if Path(file.path).suffix != ".json"
     }
@@ -55,6 +75,8 @@ def host(models: Path, stand_in: StandIn, tmp_path_factory: pytest.TempPathFacto
     for name in ("custom_nodes", "input", "output"):
         (base / name).mkdir()
     (base / "custom_nodes" / "personalive").symlink_to(REPOSITORY)
+    (base / "custom_nodes" / "unpin").mkdir()
+    (base / "custom_nodes" / "unpin" / "__init__.py").write_text(UNPIN)
     tiny = models / "personalive" / "tiny" / "personalive"
     (base / "outside").symlink_to(tiny)
     (base / "models" / "personalive" / "personalive").mkdir(parents=True)
@@ -63,8 +85,10 @@ def host(models: Path, stand_in: StandIn, tmp_path_factory: pytest.TempPathFacto
     arguments = os.environ.get("COMFYUI_ARGUMENTS", "--cpu --fp32-text-enc --preview-method auto")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_ENDPOINT", stand_in.address)
-        environment.setenv("NO_PROXY", "127.0.0.1")
+        environment.setenv("NO_PROXY", "127.0.0.1,localhost")
+        environment.setenv("HF_HOME", str(base / "cache"))
         server = Server(Path(HOSTS[-1]), base, *shlex.split(arguments))
+    server.post("unpin", {})
     yield server
     server.stop()
 
@@ -80,9 +104,18 @@ def fresh(host: Server, stand_in: StandIn) -> None:
 
 def load(**inputs) -> dict:
     return {
-        "model": node("PersonaLiveLoadModel", **{"weights": "official", "download": True, **inputs}),
+        "model": node("PersonaLiveLoadModel", **{"weights": "official", **inputs}),
         "shown": node("PreviewAny", source=["model", 0]),
     }
+
+
+def press(host: Server, task: str) -> dict:
+    """Presses a button of the page and waits; returns how the job ended."""
+    job = host.post("personalive/weights", {"task": task})["job"]
+    while job["running"]:
+        time.sleep(0.05)
+        job = host.get("personalive/weights")["job"]
+    return job
 
 
 def template(**inputs) -> dict:
@@ -92,25 +125,34 @@ def template(**inputs) -> dict:
 
 def files_in(host: Server) -> set[str]:
     models = host.base / "models"
-    return {path.relative_to(models).as_posix() for path in models.rglob("*") if path.is_file()} - {
-        f"personalive/personalive/{SIZES_FILE}"
-    }
+    files = (path for path in models.rglob("*") if path.is_file() and path.name not in (SIZES_FILE, ".download.lock"))
+    return {path.relative_to(models).as_posix() for path in files}
 
 
-def test_a_workflow_from_before_convert_is_valid(host):
-    assert "convert" in host.nodes["PersonaLiveLoadModel"]["input"]["optional"]
-
-
-def test_nothing_is_asked_unless_told(host, stand_in, fresh):
-    run = host.run(load(download=False))
-    assert "pose_guider.pth" in run.error and "switch on 'download'" in run.error
+def test_no_prompt_downloads_or_converts(host, stand_in, fresh):
+    assert not {"download", "convert"} & set(host.nodes["PersonaLiveLoadModel"]["input"]["required"])
+    run = host.run(load(download=True, convert=True))
+    assert "pose_guider.pth" in run.error and "press 'Download weights'" in run.error
     assert stand_in.requests == 0 and not files_in(host)
+
+
+@pytest.mark.parametrize(
+    "kind, origin, status", [("json", "http://evil.example", 403), ("x-www-form-urlencoded", "", 400)]
+)
+def test_no_other_page_starts_a_download(host, stand_in, fresh, kind, origin, status):
+    headers = {"Content-Type": f"application/{kind}"} | ({"Origin": origin} if origin else {})
+    address = f"http://127.0.0.1:{host.port}/personalive/weights"
+    request = urllib.request.Request(address, b'{"task": "official"}', headers)
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request, timeout=30)
+    assert error.value.code == status
+    assert not host.get("personalive/weights")["job"] or stand_in.requests == 0
 
 
 @pytest.mark.parametrize("name", ["../../outside", "..", "absolute"])
 def test_no_weights_outside_the_hosts_folders(host, fresh, name):
     outside = str(host.base / "outside") if name == "absolute" else name
-    assert host.run(load(weights=outside, download=False)).error_type == "value_not_in_list"
+    assert host.run(load(weights=outside)).error_type == "value_not_in_list"
     linked = load(weights=["switch", 0]) | {
         "name": node("PrimitiveString", value=outside),
         "switch": node("ComfySwitchNode", switch=True, on_true=["name", 0], on_false=["name", 0]),
@@ -132,7 +174,7 @@ def test_what_other_tools_fetched_is_used_in_place(host, models, stand_in, fresh
         "latents": node("SaveLatent", samples=["encode", 0], filename_prefix="latents/test"),
     }
     try:
-        run = host.run(load(download=True) | encode)
+        run = host.run(load() | encode)
         assert run.error is None and run.outputs["latents"]
         described = host.get("object_info")["PersonaLiveLoadModel"]["input"]["required"]["weights"]
         assert ["official", "miniature"] in (described[0], described[1].get("options"))  # older hosts, newer hosts
@@ -146,7 +188,7 @@ def test_what_other_tools_fetched_is_used_in_place(host, models, stand_in, fresh
 def test_refused(host, stand_in, fresh, status):
     stand_in.status = status
     for _ in range(2):
-        error = host.run(load()).error
+        error = press(host, "official")["text"]
         assert f"denoising_unet.pth could not be fetched (the hub answered {status})" in error
         for address, target in zip(stand_in.files, TARGETS.values(), strict=True):
             assert f"{stand_in.address}{address} -> {(host.base / 'models' / target).parent}\n" in f"{error}\n"
@@ -157,8 +199,8 @@ def test_wrong_file(host, stand_in, fresh):
     address, content = next(item for item in stand_in.files.items() if "pose_guider" in item[0])
     stand_in.stored[address] = content[::-1]
     for _ in range(2):
-        error = host.run(load()).error
-        assert f"{stand_in.address}{address}" in error and "thrown away" in error
+        error = press(host, "official")["text"]
+        assert f"{stand_in.address}" in error and "thrown away" in error
     assert TARGETS["pose_guider"] not in files_in(host)
 
 
@@ -167,15 +209,17 @@ def test_cancelled_halfway_it_goes_on_from_there(host, stand_in, fresh):
     total, largest = sum(sizes), sizes.index(max(sizes))
     middle = sum(sizes[:largest]) + sizes[largest] / 3  # far from its end: a whole file need not be asked for again
     stand_in.pause = 0.005
-    run = host.run(load(), on_progress=lambda _, done: done > middle and host.interrupt())
-    assert run.interrupted
+    host.post("personalive/weights", {"task": "official"})
+    while stand_in.sent <= middle:
+        time.sleep(0.02)
+    assert press(host, "stop")["text"].startswith("Stopped")
     sizes = {name: (host.base / "models" / name).stat().st_size for name in files_in(host)}
     have = sum(sizes.values())
     assert middle < have < total
     ((part, size),) = ((name, size) for name, size in sizes.items() if name.endswith(".part") and size)
     _wait_until_quiet(stand_in)
     stand_in.pause, stand_in.sent, stand_in.starts = 0.0, 0, []
-    assert host.run(load()).error is None
+    press(host, "official")
     assert stand_in.starts[0] == (Path(part).name.rsplit(".", 2)[0], size)
     assert stand_in.sent == total - have
     assert files_in(host) == set(TARGETS.values())
@@ -194,28 +238,29 @@ def test_another_file_of_the_same_name(host, fresh, part, words):
     path = host.base / "models" / TARGETS[part]
     path.parent.mkdir(exist_ok=True)
     (save_file if path.suffix == ".safetensors" else torch.save)({"weight": torch.zeros(1)}, path)
+    press(host, "official")
     run = host.run(template())
     assert run.node == "encoders" and words in run.error and path.name in run.error
 
 
-def test_a_new_user_runs_the_template_once(host, stand_in, fresh):
-    stand_in.drops = [100_000]
-    run = host.run(template(precision="fp32"))
-    assert run.error is None and run.outputs["latents"]
-    assert files_in(host) == set(TARGETS.values())
+def test_a_new_user_downloads_and_runs_the_template(host, stand_in, fresh):
     total = sum(map(len, stand_in.files.values()))
-    assert stand_in.sent == total
-    steps = [(done, maximum) for name, done, maximum in run.progress if name == "model"]
-    assert (total, total) in steps and steps[-1] == (5, 5)
+    offered = host.get("personalive/weights")["official"]
+    assert [file["address"].removeprefix(stand_in.address) for file in offered] == list(stand_in.files)
+    press(host, "official")
+    assert files_in(host) == set(TARGETS.values()) and stand_in.sent == total
+    assert not host.get("personalive/weights")["official"]
 
     requests = stand_in.requests
+    run = host.run(template(precision="fp32"))
+    assert run.error is None and run.outputs["latents"]
     run = host.run(template(precision="fp32"))
     assert run.error is None and {"model", "encoders", "reference", "sample"} <= run.cached
     assert stand_in.requests == requests
 
 
 def test_hosts_own_loaders_take_the_fetched_files(host):
-    prompt = sampling() | load(precision="fp32", download=False)
+    prompt = sampling() | load(precision="fp32")
     prompt["vae"]["inputs"]["vae_name"] = Path(TARGETS["vae"]).name
     prompt["clip_vision"]["inputs"]["clip_name"] = Path(TARGETS["image_encoder"]).name
     run = host.run(prompt)
@@ -223,22 +268,20 @@ def test_hosts_own_loaders_take_the_fetched_files(host):
 
 
 def test_convert(host):
-    run = host.run(load(precision="fp32", download=False, convert=True))
-    assert run.error is None
-    for text in (*run.texts["model"], host.log_text()):
-        assert f"You may delete {', '.join(f'{name}.pth' for name in CHECKPOINTS)}" in text
+    text = press(host, "convert")["text"]
+    assert f"You may delete {', '.join(f'{name}.pth' for name in CHECKPOINTS)}" in text
     converted = {f"personalive/personalive/{name}.safetensors" for name in CHECKPOINTS}
     assert files_in(host) == set(TARGETS.values()) | converted
     for name in CHECKPOINTS:
         (host.base / "models" / TARGETS[name]).unlink()
-    run = host.run(template(precision="fp32", convert=True))
+    run = host.run(template(precision="fp32"))
     assert run.error is None and run.outputs["latents"]
 
 
 def test_offline(host, stand_in, fresh):
     stand_in.shutdown()
     stand_in.server_close()
-    error = host.run(load()).error
+    error = press(host, "official")["text"]
     assert "denoising_unet.pth could not be fetched (the hub cannot be reached" in error
     for address, target in zip(stand_in.files, TARGETS.values(), strict=True):
         assert f"{stand_in.address}{address} -> {(host.base / 'models' / target).parent}\n" in f"{error}\n"

@@ -1,15 +1,19 @@
 """Fetching, against a stand-in for the hub on this machine: breaks, resuming, wrong answers."""
 
+import hashlib
+import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import constants, file_download
 
-from hub_stand_in import StandIn
+from hub_stand_in import BLOCK, COMMIT, StandIn, use_hub
 from personalive_core.errors import InputError
 from personalive_core.weights import hub
 from personalive_core.weights.find import find_weights
@@ -19,16 +23,19 @@ CONTENT = bytes(range(256)) * 4096
 LARGE = HubFile("a", "owner/model", "deep/in/large.pth", "part/large.pth", len(CONTENT))
 SMALL = HubFile("a", "owner/model", "config.json", "model/config.json", 2)
 LARGE_ADDRESS = "/owner/model/resolve/main/deep/in/large.pth"
+CHECKSUM = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def stand_in(monkeypatch, tmp_path_factory):
     monkeypatch.setitem(hub.REVISIONS, "owner/model", "main")
     monkeypatch.setattr(hub, "_PAUSE", 0)
     monkeypatch.setattr(hub, "_LOOK", 0.02)
+    cache = str(tmp_path_factory.mktemp("cache"))
+    for module in (constants, file_download):  # the latter in huggingface_hub before 0.25
+        monkeypatch.setattr(module, "HF_HUB_CACHE", cache, raising=False)
     with StandIn({LARGE_ADDRESS: CONTENT, "/owner/model/resolve/main/config.json": b"{}"}) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        use_hub(monkeypatch, server.address)
         yield server
 
 
@@ -37,7 +44,8 @@ def fetch(folder: Path, **arguments):
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".download.lock")
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def test_fetches_what_is_missing_and_asks_nothing_once_all_is_there(stand_in, tmp_path):
@@ -52,11 +60,11 @@ def test_fetches_what_is_missing_and_asks_nothing_once_all_is_there(stand_in, tm
     assert stand_in.requests == requests
 
 
-def test_a_dropped_connection_is_resumed_with_no_byte_twice(stand_in, tmp_path):
+def test_a_dropped_connection_is_resumed_where_it_broke(stand_in, tmp_path):
     stand_in.drops = [300_000, 1, 400_000]
     fetch(tmp_path)
     assert (tmp_path / "part/large.pth").read_bytes() == CONTENT
-    assert stand_in.sent == len(CONTENT)
+    assert stand_in.sent < len(CONTENT) + 3 * BLOCK  # requests loses what it has read of a block
 
 
 def test_the_next_run_goes_on_where_a_stopped_one_left(stand_in, tmp_path):
@@ -69,7 +77,7 @@ def test_the_next_run_goes_on_where_a_stopped_one_left(stand_in, tmp_path):
 
     with pytest.raises(Stop):
         fetch(tmp_path, progress=stop)
-    (part,) = (tmp_path / "part").iterdir()
+    (part,) = (tmp_path / "part").glob("large*")
     assert part.suffix == ".part"
     have, first = part.stat().st_size, []
     fetch(tmp_path, progress=lambda name, done, total: first.append(done))
@@ -111,7 +119,7 @@ def test_one_process_waits_for_another_that_fetches_into_the_folder(stand_in, tm
             time.sleep(0.01)
         with pytest.raises(Cancel, match=f"another process is fetching into {tmp_path / 'part'}"):
             fetch(tmp_path, progress=cancel)
-        assert stand_in.requests == 2  # of the other one
+        assert stand_in.requests == 1  # of the other one
         fetch(tmp_path, progress=watch)
     assert calls[0] == (f"another process is fetching into {tmp_path / 'part'}: waiting for it", 0, 0)
     assert bool(other.returncode) == dies
@@ -130,8 +138,8 @@ def test_a_server_that_sends_the_whole_file_again(stand_in, tmp_path):
 
 
 def test_a_new_version_does_not_go_on_with_the_old_one(stand_in, tmp_path):
-    stand_in.drops = [300_000] + [0] * hub._ATTEMPTS
-    with pytest.raises(InputError, match="stopped after 300000 of 1048576 bytes"):
+    stand_in.drops = [300_000] + [0] * hub._TRIES
+    with pytest.raises(InputError, match=r"large\.pth could not be fetched"):
         fetch(tmp_path)
     new = CONTENT[::-1]
     stand_in.files[LARGE_ADDRESS] = new
@@ -165,7 +173,7 @@ def test_a_refusal_names_file_address_and_folder(stand_in, tmp_path, status):
 
 
 def test_no_network(stand_in, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    use_hub(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"cannot be reached(.|\n)*resolve/main/config.json -> "):
         fetch(tmp_path)
 
@@ -191,21 +199,23 @@ def test_an_absolute_target_is_elsewhere_and_its_disk_is_checked(stand_in, tmp_p
     assert files_in(tmp_path) == ["vae/large.pth"]
 
 
-def test_all_that_the_model_needs(stand_in, tmp_path):
+def test_all_that_the_model_needs(stand_in, tmp_path, monkeypatch):
     assert len(hub.FILES) == 10
+    monkeypatch.setattr(hub, "FILES", tuple(replace(file, sha256=None) for file in hub.FILES))
     contents = {file.target: file.target.encode() * (10_000 if file.size > 1000 else 1) + b"!" for file in hub.FILES}
     stand_in.files = {file.address.removeprefix(stand_in.address): contents[file.target] for file in hub.FILES}
-    download(tmp_path)
+    download(tmp_path, hub.FILES)
     assert {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)} == contents
     assert len(stand_in.starts) == 8  # the two config.json come without the storage
     requests = stand_in.requests
     assert find_weights(tmp_path).missing == ()
-    download(tmp_path)
+    download(tmp_path, hub.FILES)
     assert stand_in.requests == requests
 
 
-def test_a_detector_is_fetched_only_when_it_is_asked_for(stand_in, tmp_path):
-    file = DETECTORS["yunet"]
+def test_a_detector_is_fetched_only_when_it_is_asked_for(stand_in, tmp_path, monkeypatch):
+    file = replace(DETECTORS["yunet"], sha256=CHECKSUM)
+    monkeypatch.setitem(DETECTORS, "yunet", file)
     stand_in.files = {file.address.removeprefix(stand_in.address): CONTENT}
     with pytest.raises(InputError) as error:
         find_detector(tmp_path, "yunet", fetch=False)
@@ -220,10 +230,136 @@ def test_a_detector_is_fetched_only_when_it_is_asked_for(stand_in, tmp_path):
 
 
 def test_address(monkeypatch):
-    monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    assert hub.FILES[0].address == (
-        "https://huggingface.co/huaichang/PersonaLive/resolve/main/pretrained_weights/personalive/denoising_unet.pth"
-    )
+    use_hub(monkeypatch, "http://mirror")
     monkeypatch.setitem(hub.REVISIONS, hub.PERSONALIVE, "0a1b")
-    monkeypatch.setenv("HF_ENDPOINT", "http://mirror/")
-    assert hub.FILES[0].address.startswith("http://mirror/huaichang/PersonaLive/resolve/0a1b/pretrained_weights/")
+    assert hub.FILES[0].address == (
+        "http://mirror/huaichang/PersonaLive/resolve/0a1b/pretrained_weights/personalive/denoising_unet.pth"
+    )
+
+
+@pytest.mark.parametrize("endpoint", ["http://[::1", "hub.example"])
+def test_an_endpoint_that_is_no_address_is_one_sentence(tmp_path, endpoint):
+    program = "import sys; from personalive_core.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "download", "--weights", str(tmp_path)],
+        env={**os.environ, "HF_ENDPOINT": endpoint},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"error: HF_ENDPOINT is {endpoint!r}, which is no address" in done.stderr
+
+
+def test_all_files_of_a_repository_are_of_one_commit(stand_in, tmp_path):
+    def move(name, done, total):
+        if name == LARGE.target:
+            stand_in.files["/owner/model/resolve/other/config.json"] = b"[]"
+
+    fetch(tmp_path, progress=move)
+    assert stand_in.asked == [LARGE_ADDRESS, f"/owner/model/resolve/{COMMIT}/config.json"]
+
+
+def test_a_file_in_the_shared_cache_is_used_in_place(stand_in, tmp_path, caplog):
+    repository = Path(constants.HF_HUB_CACHE, "models--owner--model")
+    blob, snapshot = repository / "blobs" / CHECKSUM, repository / "snapshots" / COMMIT / LARGE.path
+    for path in (blob, snapshot, repository / "refs" / "main"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    blob.write_bytes(CONTENT)
+    snapshot.symlink_to(blob)
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part/large.pth").symlink_to("gone")
+    download(tmp_path, [LARGE])
+    assert stand_in.requests == 0 and (tmp_path / "part/large.pth").samefile(blob)
+
+    (tmp_path / "part/large.pth").unlink()
+    blob.write_bytes(CONTENT[:-1] + b"!")
+    download(tmp_path, [LARGE])
+    assert "is damaged" in caplog.text and (tmp_path / "part/large.pth").read_bytes() == CONTENT
+
+
+def test_two_at_once_give_one_whole_file(stand_in, tmp_path):
+    stand_in.pause = 0.002
+    threads = [threading.Thread(target=download, args=(tmp_path, [LARGE])) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "part/large.pth").read_bytes() == CONTENT
+    assert stand_in.sent == len(CONTENT)
+
+
+def test_what_is_on_the_disk_is_checked_before_it_gets_its_name(stand_in, tmp_path):
+    """Not only what came in: another program may have written into the file."""
+
+    def disturb(name, done, total):
+        if 500_000 < done < len(CONTENT):
+            (part,) = (tmp_path / "part").glob("*.part")
+            with part.open("r+b") as file:
+                file.write(b"!")
+
+    with pytest.raises(InputError, match=r"have not the checksum"):
+        fetch(tmp_path, progress=disturb)
+    assert files_in(tmp_path) == []
+
+
+def test_the_pinned_checksum_is_the_one_that_counts(stand_in, tmp_path):
+    pinned = replace(LARGE, sha256=CHECKSUM)
+    stand_in.files[LARGE_ADDRESS] = CONTENT[::-1]
+    with pytest.raises(InputError, match=f"another file, .* in place of {CHECKSUM}"):
+        download(tmp_path, [pinned])
+    stand_in.plain = True
+    with pytest.raises(InputError, match=f"have not the checksum {CHECKSUM}"):
+        download(tmp_path, [pinned])
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_hub_that_is_busy_is_asked_again_when_it_says(stand_in, tmp_path, status):
+    stand_in.statuses, stand_in.retry_after = [0, status], "1"
+    begin, calls = time.monotonic(), []
+    download(tmp_path, [LARGE], progress=lambda *call: calls.append(call))
+    assert (tmp_path / "part/large.pth").read_bytes() == CONTENT
+    assert 1 <= time.monotonic() - begin < 4
+    assert len(calls) > 20  # so that who waits can stop
+
+
+def test_a_wait_that_is_too_long_ends_it(stand_in, tmp_path):
+    stand_in.status, stand_in.retry_after = 429, "86400"
+    with pytest.raises(InputError, match="the hub answered 429"):
+        fetch(tmp_path)
+    assert stand_in.requests == 1
+
+
+def test_a_server_that_always_breaks_off_is_not_asked_for_ever(stand_in, tmp_path):
+    stand_in.most = 100
+    with pytest.raises(InputError, match=r"large\.pth could not be fetched .*; try again"):
+        fetch(tmp_path)
+    assert len(stand_in.starts) == hub._TRIES
+
+
+def test_a_change_midway_starts_anew_where_only_an_etag_is_known(stand_in, tmp_path):
+    new = CONTENT[::-1]
+
+    def change(name, done, total):
+        if done > 200_000:
+            stand_in.files[LARGE_ADDRESS] = new
+
+    stand_in.plain, stand_in.drops = True, [400_000]
+    download(tmp_path, [LARGE], progress=change)
+    assert (tmp_path / "part/large.pth").read_bytes() == new
+    assert files_in(tmp_path) == ["part/large.pth"]
+
+
+def test_the_token_goes_to_the_hub_alone(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fetch(tmp_path)
+    assert stand_in.tokens == {("127.0.0.1", "Bearer hf_secret"), ("localhost", None)}
+
+
+def test_offline_nothing_is_asked(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    program = OTHER.replace("hub.download", "hub._PAUSE = 60; hub.download")
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, timeout=30)
+    assert "could not be fetched (the hub cannot be reached" in done.stderr and "offline" in done.stderr.lower()
+    assert stand_in.requests == 0
