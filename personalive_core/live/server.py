@@ -71,6 +71,7 @@ class _Client:
     def __init__(self, socket: web.WebSocketResponse, page: str | None):
         self.socket, self.page = socket, page
         self.dropped = 0
+        self.is_replaced = asyncio.Event()  # by another driver
         self._messages: dict[str, str | bytes] = {}
         self._frames: deque[bytes] = deque()
         self._wakes = asyncio.Event()
@@ -355,19 +356,24 @@ class LiveServer:
         if request.transport and (raw := request.transport.get_extra_info("socket")):
             raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, SEND_BUFFER)
         client, role = _Client(socket, hello.get("page")), hello["role"]
-        before = self._enter(client, role)
+        self._enter(client, role)
         sender = asyncio.create_task(client.send())
+        listener = asyncio.create_task(self._listen(client, role))
+        replaced = asyncio.create_task(client.is_replaced.wait())
         try:
-            if before:
-                await self._turn_out(before)
-            await self._listen(client, role)
+            await asyncio.wait((listener, replaced), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._leave(client)
-            sender.cancel()
+            for task in (sender, listener, replaced):
+                task.cancel()
+        if client.is_replaced.is_set():
+            with suppress(ConnectionError, asyncio.TimeoutError):
+                await asyncio.wait_for(socket.send_json({"type": "taken_over"}), 1)
+                await socket.close(code=protocol.ONE_DRIVER)
         return socket
 
     def _refusal(self, hello: dict[str, Any], request: web.Request) -> str | None:
-        role = hello.get("role")
+        role = str(hello.get("role"))
         if hello.get("version") != protocol.PROTOCOL or role not in self._tokens:
             return "version"
         if not hmac.compare_digest(str(hello.get("token")).encode(), self._tokens[role].encode()):
@@ -381,13 +387,13 @@ class LiveServer:
         is_back = self._driver.page is not None and self._driver.page == hello.get("page")
         return None if is_back else "busy"  # the same page may be back before its lost connection is noticed
 
-    def _enter(self, client: _Client, role: str) -> _Client | None:
-        """Returns the driver before."""
+    def _enter(self, client: _Client, role: str) -> None:
         self._loop = asyncio.get_running_loop()
         welcome = {"type": "welcome", "version": protocol.PROTOCOL, "role": role, "size": self._size}
-        before = None
         if role == "driver":
-            before, self._driver = self._driver, client
+            if self._driver:
+                self._driver.is_replaced.set()
+            self._driver = client
             welcome["viewer_token"] = self._tokens["viewer"]
         else:
             self._viewers.append(client)
@@ -396,7 +402,6 @@ class LiveServer:
             client.say("portrait", self._portrait)
         self._say_state("state")
         self._ticker = self._ticker or asyncio.create_task(self._tick())
-        return before
 
     def _leave(self, client: _Client) -> None:
         if client in self._viewers:
@@ -407,11 +412,6 @@ class LiveServer:
             self._ticker.cancel()
             self._ticker = None
         self._say_state("state")
-
-    async def _turn_out(self, driver: _Client) -> None:
-        with suppress(ConnectionError, asyncio.TimeoutError):
-            await asyncio.wait_for(driver.socket.send_json({"type": "taken_over"}), 1)
-            await driver.socket.close(code=protocol.ONE_DRIVER)
 
     async def _listen(self, client: _Client, role: str) -> None:
         async for message in client.socket:

@@ -33,7 +33,7 @@ def load_tokens(folder: Path) -> tuple[str, str]:
         try:
             driver, viewer = json.loads(path.read_text())
             if min(len(driver), len(viewer)) >= 2 * BYTES and driver != viewer:
-                return driver, viewer
+                return str(driver), str(viewer)
         except (OSError, TypeError, ValueError):
             pass
         tokens = secrets.token_hex(BYTES), secrets.token_hex(BYTES)
