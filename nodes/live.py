@@ -158,9 +158,10 @@ class NodeLiveModel(NetworksModel):
         report("the networks", 0.0)
         keyframes = keyframes if self._load_all(keyframes) else 0
         networks = {name: patcher.model for name, patcher in model.patchers.items()}
-        graphed = [GraphedWherePlaced(model.patchers[name]) for name in ("motion_extractor", "motion_encoder")]
+        graphed = [GraphedIfPossible(model.patchers[name]) for name in ("motion_extractor", "motion_encoder")]
         super().__init__(*graphed, model.device)
-        self._graphed, self._decoder_stream = graphed, side_stream(self.device)
+        self._graphed, self._addresses = graphed, list[int]()
+        self._decoder_stream = side_stream(self.device)
         self._denoiser = Denoiser(networks["denoising_unet"], Schedule(STEPS), keyframes)
         self._stream = Stream(
             reference.reference,
@@ -210,45 +211,49 @@ class NodeLiveModel(NetworksModel):
         """
         decoder = decode.patcher_of(self._vae)
         self._patchers = [*self._model.patchers.values(), *([decoder] if decoder else [])]
-        self._room = memory.window(self.width, self.height, self._model.dtype, keyframes)
-        if decoder:
-            latent_size = self.width // PIXELS_PER_LATENT, self.height // PIXELS_PER_LATENT
-            self._room += memory.decoding(*latent_size, self._vae.vae_dtype)
+        self._room = self._activations(keyframes)
         self._load()
         comfy.model_management.load_models_gpu([self._vae.patcher, self._clip_vision.patcher], self._room)
         if all(map(compat.is_whole, self._patchers)):
             return True
         self._patchers.remove(self._model.patchers["reference_unet"])
+        self._room = self._activations(0)
         self._load()
         if keyframes:
             say("The graphics card has no room for the reference UNet beside the others: Live runs without keyframes.")
         return False
 
+    def _activations(self, keyframes: int) -> int:
+        """Bytes for a window and for decoding the one before."""
+        latent_size = self.width // PIXELS_PER_LATENT, self.height // PIXELS_PER_LATENT
+        window = memory.window(self.width, self.height, self._model.dtype, keyframes)
+        return window + memory.decoding(*latent_size, self._vae.vae_dtype)
+
     def _load(self) -> None:
         compat.load(self._patchers, self._room)
 
     def _place(self) -> None:
-        """After anything that may have moved networks."""
-        self._denoiser.set_capture(compat.can_capture(self._model.patchers["denoising_unet"]))
-        for network in self._graphed:
-            network.place()
+        """After anything that may have moved networks: CUDA graphs of those that have are dropped."""
+        addresses = [x.data_ptr() for patcher in self._patchers for x in patcher.model.parameters()]
+        if addresses != self._addresses:
+            self.wait()  # a window may be under way
+            self._addresses = addresses
+            self._denoiser.set_capture(compat.can_capture(self._model.patchers["denoising_unet"]))
+            for network in self._graphed:
+                network.place()
 
 
-class GraphedWherePlaced:
-    """Stands in for a network with one input: CUDA graphs for as long as it may be captured and stays where it is."""
+class GraphedIfPossible:
+    """Stands in for a network with one input: as CUDA graphs if it may be captured where `place` found it."""
 
     def __init__(self, patcher):
         self.config, self.get_dtype = patcher.model.config, patcher.model.get_dtype
-        self._patcher, self._addresses = patcher, list[int]()
+        self._patcher = patcher
         self._network: Callable = patcher.model
 
     def place(self) -> None:
-        """After anything that may have moved it."""
         network = self._patcher.model
-        may_capture = compat.can_capture(self._patcher)
-        addresses = [x.data_ptr() for x in network.parameters()] if may_capture else []
-        if addresses != self._addresses:
-            self._network, self._addresses = GraphedNetwork(network) if may_capture else network, addresses
+        self._network = GraphedNetwork(network) if compat.can_capture(self._patcher) else network
 
     def __call__(self, x: Tensor):
         return self._network(x)
@@ -314,11 +319,11 @@ live.waiting_jobs = lambda: len(PromptServer.instance.prompt_queue.queue)
 async def _hand_token(request: web.Request) -> web.Response:
     """The sidebar's tab asks for it; to pages of other sites it is not given."""
     live.check_origin(request)
-    return web.json_response({"token": driver_token})
+    return web.json_response({"token": live.driver_token})
 
 
 async def _keep_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Under --disable-api-nodes the host puts its own policy over that of our page, which plays files of the user."""
+    """Under --disable-api-nodes the host replaces our page's policy by its own, which lets no video file be played."""
     if request.path.removeprefix("/api").startswith(f"{PREFIX}/"):
         response.headers.update(HEADERS)
 

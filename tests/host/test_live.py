@@ -94,6 +94,7 @@ class Driver:
     def __init__(self, host: Server, **hello):
         self.socket = WebSocket(host.port, "/personalive/live/ws")
         self.results: list[Message] = []
+        self.portraits: list[Message] = []
         self.messages: dict[str, dict] = {}  # the newest of each type
         self.states: list[str] = []
         self.socket.send({"type": "hello", "role": "driver", "version": 1, "token": token(host), **hello})
@@ -107,7 +108,8 @@ class Driver:
             while True:
                 message = self.socket.receive()
                 if isinstance(message, bytes):
-                    self.results += [m for m in [Message.unpack(message)] if m.kind is Kind.RESULT]
+                    unpacked = Message.unpack(message)
+                    (self.results if unpacked.kind is Kind.RESULT else self.portraits).append(unpacked)
                 else:
                     self.messages[message["type"]] = message
                     if message["type"] == "state":
@@ -143,6 +145,17 @@ class Driver:
 def driving_frames() -> Iterator[np.ndarray]:
     with VideoReader(EXAMPLE / "driving.mp4") as video:
         yield from (frame.pixels for frame in video)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pixels(message: Message) -> np.ndarray:
+    """int (H, W, 3)"""
+    return np.asarray(Image.open(io.BytesIO(message.data)).convert("RGB")).astype(int)
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
@@ -183,9 +196,9 @@ def test_from_start_to_stop(host):
         page.wait_for(lambda: page.messages["state"]["state"] == "off", "the session is over")
     assert result.error is None and not result.interrupted, f"{result.node}: {result.error}"
 
-    shown = [np.asarray(Image.open(io.BytesIO(message.data)).convert("RGB")) for message in page.results]
+    shown = [pixels(message) for message in page.results]
     assert {frame.shape for frame in shown} == {(SIZE, SIZE, 3)}
-    assert abs(shown[-1].astype(int) - shown[0]).mean() > 1  # it moves
+    assert abs(shown[-1] - shown[0]).mean() > 1  # it moves
     times = [message.time for message in page.results]
     assert times == sorted(times) and time.time() * 1000 - SECONDS * 1000 < times[0]
 
@@ -223,6 +236,33 @@ def test_without_a_recording_nothing_comes_out(host):
     assert not result.outputs.keys() & {"save", "latents", "rate"}
     assert any("Nothing was recorded" in text for text in result.texts["live"])
     assert recordings(host) == before
+
+
+def test_another_portrait_and_an_error(host):
+    """A new portrait takes over; one that cannot be read leaves the old one, and says so."""
+    with running(host, prompt(record=False)) as (run, page):
+        page.socket.send(Message(Kind.PORTRAIT, b"no picture").pack())
+        page.wait_for(lambda: "problem" in page.messages, "the sentence")
+        seen, other = len(page.portraits), next(driving_frames())
+        page.socket.send(Message(Kind.PORTRAIT, png(other.repeat(2, 0).repeat(2, 1))).pack())
+        page.wait_for(lambda: len(page.portraits) > seen, "the other portrait")
+        made = len(page.results)
+        page.wait_for(lambda: len(page.results) >= made + 16, "its frames")
+        page.socket.send({"type": "stop"})
+        result = run.result(SECONDS)
+    assert host.status(result) == "success"
+    shown, still = (pixels(messages[-1]) for messages in (page.results, page.portraits))
+    before = pixels(page.results[0])
+    assert shown.shape == still.shape == (SIZE, SIZE, 3)  # that of the first
+    assert abs(shown - still).mean() < abs(before - still).mean() / 2
+
+
+def test_without_room_there_are_no_keyframes(host):
+    nodes = prompt(record=False)
+    nodes["live"]["inputs"]["model"] = ["no room", 0]
+    with running(host, nodes | {"no room": node("TestNoRoom", model=["model", 0])}) as (run, page):
+        page.socket.send({"type": "stop"})
+        assert any("without keyframes" in text for text in run.result(SECONDS).texts["live"])
 
 
 @pytest.mark.parametrize("path", ["", "view", "live.js", "ws"])
