@@ -284,6 +284,13 @@ def test_other_sites_are_refused(host):
     assert request(host, "token")[0] != 200  # only as POST, which needs an Origin
 
 
+def test_the_page_keeps_its_own_policy(host):
+    """Under the host's, which --disable-api-nodes sets, the page could not play a file in place of a camera."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{host.port}/personalive/live/", timeout=30) as answer:
+        assert "media-src 'self' blob:" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+
+
 def test_only_the_token_drives(host):
     with WebSocket(host.port, "/personalive/live/ws") as page:
         page.send({"type": "hello", "role": "driver", "version": 1, "token": "0" * 32})
