@@ -12,7 +12,7 @@ from .assemble import AssembleVideo
 from .driving_crop import CropDriving
 from .encoders import LoadEncoders
 from .example import ExampleInput
-from .live import Live
+from .live import Live, add_routes
 from .load import LoadModel
 from .motion import ExtractMotion, MakeContactSheet, PreviewMotion
 from .motion_file import LoadMotion, SaveMotion
@@ -44,4 +44,5 @@ class PersonaLiveExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> PersonaLiveExtension:
+    add_routes()
     return PersonaLiveExtension()

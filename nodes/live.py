@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import comfy.model_management
@@ -277,17 +277,17 @@ def _checks(session: LiveSession) -> Callable[[], None]:
 def _served(session: LiveSession, portrait: np.ndarray, record: bool) -> Iterator[None]:
     """Shows the session on the page. What is recorded is complete at the end, however that comes."""
     session.set_portrait(portrait)
-    live.attach(session, (portrait.shape[1], portrait.shape[0]))
+    live_server().attach(session, (portrait.shape[1], portrait.shape[0]))
     try:
-        live.record(record)
+        live_server().record(record)
         yield
     finally:
-        live.detach()
+        live_server().detach()
 
 
 def _outputs(reference: NodeReference) -> io.NodeOutput:
     """The last recording."""
-    recorded = live.recorded
+    recorded = live_server().recorded
     if not (recorded and recorded["name"] and recorded["motion"]):
         say(recorded["text"] if recorded else "Nothing was recorded, so nothing comes out of Live.")
         return io.NodeOutput(*[ExecutionBlocker(None)] * 3)
@@ -306,30 +306,36 @@ def recordings_folder() -> Path:
     return Path(folder_paths.get_output_directory(), FOLDER)
 
 
-driver_token, viewer_token = load_tokens(Path(folder_paths.get_user_directory(), "__personalive"))
-live = LiveServer(
-    driver_token=driver_token,
-    viewer_token=viewer_token,
-    recordings=recordings_folder(),
-    allowed_hosts=[*args.listen.split(","), *filter(None, os.environ.get(HOSTS, "").split(","))],
-)
-live.waiting_jobs = lambda: len(PromptServer.instance.prompt_queue.queue)
+@cache
+def live_server() -> LiveServer:
+    """One for the host's life: pages outlive the runs of the node."""
+    driver_token, viewer_token = load_tokens(Path(folder_paths.get_user_directory(), "__personalive"))
+    server = LiveServer(
+        driver_token=driver_token,
+        viewer_token=viewer_token,
+        recordings=recordings_folder(),
+        allowed_hosts=[*args.listen.split(","), *filter(None, os.environ.get(HOSTS, "").split(","))],
+    )
+    server.waiting_jobs = lambda: len(PromptServer.instance.prompt_queue.queue)
+    return server
+
+
+def add_routes() -> None:
+    """Adds the page to the host, while it loads its nodes."""
+    PromptServer.instance.app.on_response_prepare.append(_keep_headers)
+    routes = PromptServer.instance.routes
+    routes.post(f"{PREFIX}/token")(_hand_token)
+    for route in live_server().routes(PREFIX):
+        routes.route(route.method, route.path)(route.handler)  # the host's copy of it under /api takes no options
 
 
 async def _hand_token(request: web.Request) -> web.Response:
     """The sidebar's tab asks for it; to pages of other sites it is not given."""
-    live.check_origin(request)
-    return web.json_response({"token": live.driver_token})
+    live_server().check_origin(request)
+    return web.json_response({"token": live_server().driver_token})
 
 
 async def _keep_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Under --disable-api-nodes the host replaces our page's policy by its own, which lets no video file be played."""
     if request.path.removeprefix("/api").startswith(f"{PREFIX}/"):
         response.headers.update(HEADERS)
-
-
-PromptServer.instance.app.on_response_prepare.append(_keep_headers)
-routes = PromptServer.instance.routes
-routes.post(f"{PREFIX}/token")(_hand_token)
-for route in live.routes(PREFIX):
-    routes.route(route.method, route.path)(route.handler)  # the host's copy of it under /api takes no options
