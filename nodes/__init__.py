@@ -12,6 +12,7 @@ from .assemble import AssembleVideo
 from .driving_crop import CropDriving
 from .encoders import LoadEncoders
 from .example import ExampleInput
+from .live import Live, add_routes
 from .load import LoadModel
 from .motion import ExtractMotion, MakeContactSheet, PreviewMotion
 from .motion_file import LoadMotion, SaveMotion
@@ -34,6 +35,7 @@ class PersonaLiveExtension(ComfyExtension):
             SaveMotion,
             LoadMotion,
             Sample,
+            Live,
             AssembleVideo,
             PasteBackNode,
             MakeContactSheet,
@@ -42,4 +44,5 @@ class PersonaLiveExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> PersonaLiveExtension:
+    add_routes()
     return PersonaLiveExtension()

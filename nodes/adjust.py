@@ -21,6 +21,21 @@ def _strength(name: str, default: float, tooltip: str) -> io.Float.Input:
     return io.Float.Input(name, default=default, min=0.0, max=MAX_STRENGTH, step=0.05, tooltip=tooltip)
 
 
+def strength_inputs() -> list[io.Input]:
+    """The fields of `Strength`."""
+    return [
+        _strength("expression", 1.0, "The face: 0 is the portrait's own expression, 1 leaves it as it is."),
+        _strength("rotation", 1.0, "Turns of the head: 0 is the portrait's own pose, 1 leaves them alone."),
+        _strength("translation", 1.0, "Movement of the head in the picture: 0 is none, 1 leaves it as it is."),
+        _strength("scale", 0.0, "Nearer and further: 0 keeps the portrait's own size, as the model does."),
+        io.Boolean.Input(
+            "relative",
+            default=False,
+            tooltip="Expression and rotation are the portrait's own plus the driver's change since the neutral frame.",
+        ),
+    ]
+
+
 class AdjustMotion(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -32,16 +47,7 @@ class AdjustMotion(io.ComfyNode):
             "second one acts on what the first one made of it.",
             inputs=[
                 MotionType.Input("motion", tooltip="From Extract Motion or Load Motion."),
-                _strength("expression", 1.0, "The face: 0 is the portrait's own expression, 1 leaves it as it is."),
-                _strength("rotation", 1.0, "Turns of the head: 0 is the portrait's own pose, 1 leaves them alone."),
-                _strength("translation", 1.0, "Movement of the head in the picture: 0 is none, 1 leaves it as it is."),
-                _strength("scale", 0.0, "Nearer and further: 0 keeps the portrait's own size, as the model does."),
-                io.Boolean.Input(
-                    "relative",
-                    default=False,
-                    tooltip="Expression and rotation are the portrait's own plus the driver's change since the neutral "
-                    "frame.",
-                ),
+                *strength_inputs(),
                 io.Int.Input(
                     "neutral_frame",
                     default=-1,

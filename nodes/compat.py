@@ -47,6 +47,11 @@ def make_patcher(network: nn.Module, state_dict: dict[str, Tensor]):
     )
 
 
+def is_whole(patcher) -> bool:
+    """Whether all of a patcher's network is on the device where it works."""
+    return all(p.device == patcher.load_device for p in patcher.model.parameters())
+
+
 def can_capture(patcher) -> bool:
     """Whether a patcher's network may be captured as a CUDA graph: it is whole on a GPU that has them, attention is
     PyTorch's, and the user has not switched graphs off (in newer hosts)."""

@@ -28,12 +28,19 @@ def decoded(vae, latents: Tensor) -> Iterator[Tensor]:
         Pictures (up to 2, H, W, 3) in [0, 1], in order, on the device that decoded them.
     """
     patcher = patcher_of(vae)
+    if patcher is not None:
+        height, width = latents.shape[-2:]
+        compat.load([patcher], memory.decoding(width, height, vae.vae_dtype))
+    yield from decoded_as_loaded(vae, latents)
+
+
+def decoded_as_loaded(vae, latents: Tensor) -> Iterator[Tensor]:
+    """As `decoded`, with the core's decoder where it was loaded last."""
+    patcher = patcher_of(vae)
     if patcher is None:
         for chunk in latents.split(BATCH):
             yield vae.decode(chunk)
         return
-    height, width = latents.shape[-2:]
-    compat.load([patcher], memory.decoding(width, height, vae.vae_dtype))
     for chunk in latents.split(BATCH):
         pictures = patcher.model(to_device(chunk, patcher.load_device, vae.vae_dtype)).float() / 2 + 0.5
         yield pictures.clamp(0, 1).movedim(1, -1)

@@ -1,5 +1,6 @@
 """Encode Reference: everything that the portrait contributes, computed once."""
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import comfy.model_management
@@ -76,25 +77,7 @@ class EncodeReference(io.ComfyNode):
         check_size(width, height)
         say_first(image, "images")
         picture = fit_picture(convert.to_pictures(image[:1], "the portrait")[0], width, height, fit)
-        portrait = convert.to_image(picture[None])
-        samples = vae.encode(portrait)
-        convert.check_vae_latents(samples, width, height)
-        image_embeds = clip_vision.encode_image(portrait, crop=False)["image_embeds"]
-        expected = model.files.config.unet.image_embeds_width
-        if image_embeds is None or image_embeds.shape[-1] != expected:
-            found = "no" if image_embeds is None else f"{image_embeds.shape[-1]}-wide"
-            raise InputError(
-                f"this CLIP vision model gives {found} image embeds in place of {expected}-wide ones: load the image "
-                "encoder of sd-image-variations-diffusers (CLIP ViT-L/14 with its projection)."
-            )
-
-        networks = model.load(
-            "reference_unet", "motion_extractor", "motion_encoder", memory=memory.reference(width, height, model.dtype)
-        )
-        device = model.device
-        reference = encode_reference(
-            *networks, to_pixels(picture[None], device), samples.to(device), image_embeds[:, None].to(device)
-        )
+        reference = finish(encode_reference_stages(model, vae, clip_vision, picture))
         keep = comfy.model_management.intermediate_device()
         reference = replace(
             reference,
@@ -103,3 +86,40 @@ class EncodeReference(io.ComfyNode):
             features={path: value.to(keep) for path, value in reference.features.items()},
         )
         return io.NodeOutput(NodeReference(reference, picture, model.identity))
+
+
+def encode_reference_stages(
+    model: PersonaLiveModel, vae, clip_vision, picture: np.ndarray
+) -> Generator[None, None, Reference]:
+    """Encodes a portrait, uint8 (H, W, 3), piece by piece: after the VAE, after the image encoder, and the rest. Each
+    stage may load networks."""
+    height, width = picture.shape[:2]
+    portrait = convert.to_image(picture[None])
+    samples = vae.encode(portrait)
+    convert.check_vae_latents(samples, width, height)
+    yield
+    image_embeds = clip_vision.encode_image(portrait, crop=False)["image_embeds"]
+    expected = model.files.config.unet.image_embeds_width
+    if image_embeds is None or image_embeds.shape[-1] != expected:
+        found = "no" if image_embeds is None else f"{image_embeds.shape[-1]}-wide"
+        raise InputError(
+            f"this CLIP vision model gives {found} image embeds in place of {expected}-wide ones: load the image "
+            "encoder of sd-image-variations-diffusers (CLIP ViT-L/14 with its projection)."
+        )
+    yield
+    networks = model.load(
+        "reference_unet", "motion_extractor", "motion_encoder", memory=memory.reference(width, height, model.dtype)
+    )
+    device = model.device
+    return encode_reference(
+        *networks, to_pixels(picture[None], device), samples.to(device), image_embeds[:, None].to(device)
+    )
+
+
+def finish(stages: Generator[None, None, Reference]) -> Reference:
+    """Runs all stages."""
+    while True:
+        try:
+            next(stages)
+        except StopIteration as end:
+            return end.value

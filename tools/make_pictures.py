@@ -60,6 +60,7 @@ NODES = {  # of which template
     "Crop, animate, paste back": ("PersonaLiveCropPortrait", "PersonaLiveCropDriving", "PersonaLivePasteBack"),
     "Reuse motion": ("PersonaLiveLoadMotion", "PersonaLiveAdjustMotion"),
     "Try it without downloads": ("PersonaLiveExampleInput",),
+    "Live": ("PersonaLiveLive",),
 }
 
 # These are in no template.

@@ -163,6 +163,23 @@ One performance, two portraits, and no driving video.
 A saved motion has no sound. Connect *Load Audio* to *audio* of *Assemble Video* if you have it.
 """
 
+LIVE_NOTE = """\
+# Live
+
+Your camera moves the portrait.
+
+1. **Portrait**: a picture of one person, head and shoulders. Its middle is cut out, 512 x 512.
+2. Press **Run**.
+3. Open the tab **PersonaLive Live**, the camera at the left edge. Press **Start**, allow the camera, and look straight
+at it for one second.
+4. **Stop** in the tab ends the run. The recording is in *output/live*: a video, and the motion, which *Load Motion*
+reads.
+
+Other prompts wait while Live runs.
+
+**The same take in better quality**: connect *motion* of *Live* to *Sample*, and set *steps* to 8 or 12.
+"""
+
 
 def node(class_type: str, title: str | None = None, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs} | ({"_meta": {"title": title}} if title else {})
@@ -273,6 +290,13 @@ def reuse() -> dict:
     return first | second
 
 
+def live() -> dict:
+    """`video` with a camera in place of the driving video."""
+    nodes = {name: item for name, item in video().items() if name in ("model", "encoders", "portrait", "reference")}
+    links = dict(model=["model", 0], vae=["encoders", 0], clip_vision=["encoders", 1], reference=["reference", 0])
+    return nodes | {"live": node("PersonaLiveLive", **links)}
+
+
 def portrait(**pose: float) -> Image.Image:
     return Image.fromarray(draw_face(hair="#5a3825", shirt="#3f6f8f", **pose))
 
@@ -339,6 +363,7 @@ WORKFLOWS = {
         REUSE_NOTE + FILES,
         lambda: [[portrait(**LEFT), portrait(**SURPRISED)], [driver(**LEFT), driver(**SURPRISED)]],
     ),
+    "Live": (live(), LIVE_NOTE + FILES, lambda: both(SURPRISED, RIGHT)),
 }
 
 THUMBNAIL = 512  # pixels on a side
@@ -381,6 +406,7 @@ OWN_PLACES = {  # where a template differs
     | {f"{k}_2": (x, y + LOWER, h) for k, (x, y, h) in (PLACES | REUSE_PLACES).items()}
     | {"motion_2": (740, LOWER + 240, 0)},
     "Crop, animate, paste back": CROP_PLACES,
+    "Live": {"live": (1140, 0, 520)},
     "Two people": CROP_PLACES
     | {f"{k}_2": (x, y + SECOND, h) for k, (x, y, h) in (PLACES | CROP_PLACES).items()}
     | {"portrait": (0, -640, 360), "crop": (400, -640, 0), "preview": (740, -640, 420)}
@@ -399,6 +425,11 @@ OWN_GROUPS = {
         "Load the models": ("model", "encoders"),
         "Portrait": ("portrait", "reference", "motion", "sample", "assemble", "save"),
         "Second portrait": ("portrait_2", "reference_2", "motion_2", "sample_2", "assemble_2", "save_2"),
+    },
+    "Live": {
+        "Load the models": ("model", "encoders"),
+        "Reference: who is shown": ("portrait", "reference"),
+        "Live": ("live",),
     },
     "Crop, animate, paste back": {
         "Load the models": ("model", "encoders"),
@@ -434,7 +465,7 @@ def arrange(template: str, workflow: dict, names: dict[str, str], note: str) -> 
         x, y, height = places[name]
         item["pos"], item["size"] = [x, y], [max(WIDTH, item["size"][0]), max(height, item["size"][1])]
         boxes[name] = (*item["pos"], *item["size"])
-        if name.startswith("sample"):  # to assemble in another quality must not sample anew
+        if name.startswith(("sample", "live")):  # to assemble in another quality must not sample anew
             item["widgets_values"] = ["fixed" if value == "randomize" else value for value in item["widgets_values"]]
     workflow["groups"] = []
     for title, members in OWN_GROUPS.get(template, GROUPS).items():

@@ -193,26 +193,34 @@ def _complaint(answer: dict) -> Run:
 
 
 class WebSocket:
-    """Just enough of RFC 6455 to listen to the host: no dependency for a test."""
+    """Just enough of RFC 6455 to talk to the host: no dependency for a test. Fails where the host refuses."""
 
     TEXT, BINARY, CLOSE = 1, 2, 8
 
-    def __init__(self, port: int, path: str):
+    def __init__(self, port: int, path: str, **headers: str):
         self.connection = socket.create_connection(("127.0.0.1", port), timeout=MESSAGE_SECONDS)
         self.stream = self.connection.makefile("rb")
         key = base64.b64encode(os.urandom(16)).decode()
-        self.connection.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
+        headers = {"Host": f"127.0.0.1:{port}", "Upgrade": "websocket", "Connection": "Upgrade", **headers}
+        headers |= {"Sec-WebSocket-Key": key, "Sec-WebSocket-Version": "13"}
+        lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        self.connection.sendall("\r\n".join(lines).encode())
         status = self.stream.readline()
         if b" 101 " not in status:
             raise ConnectionError(f"no websocket: {status!r}")
         while self.stream.readline().strip():
             pass
 
+    def send(self, message: dict | bytes) -> None:
+        """As JSON, or as bytes. The mask is zero, which changes nothing."""
+        is_binary = isinstance(message, bytes)
+        payload = message if is_binary else json.dumps(message).encode()
+        kind = 128 | (self.BINARY if is_binary else self.TEXT)
+        self.connection.sendall(struct.pack(">BBQI", kind, 128 | 127, len(payload), 0) + payload)
+
     def receive(self) -> dict | bytes:
-        """The next message: JSON decoded, or bytes. The host sends each in one frame, unmasked."""
+        """The next message: JSON decoded, or bytes. The host sends each in one frame, unmasked. Its pings need an
+        answer, which anything that is sent counts as."""
         while True:
             first, length = self._read(2)
             if length == 126:

@@ -27,6 +27,7 @@ NODES = {
     "PersonaLiveSaveMotion",
     "PersonaLiveLoadMotion",
     "PersonaLiveSample",
+    "PersonaLiveLive",
     "PersonaLiveAssembleVideo",
     "PersonaLiveContactSheet",
     "PersonaLiveExampleInput",

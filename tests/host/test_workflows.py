@@ -128,7 +128,7 @@ def test_defaults(host, name):
     [
         name if name in IN_EVERY_HOST else pytest.param(name, marks=pytest.mark.newest_host)
         for name in NAMES
-        if name != "Try it without downloads"  # see test_example
+        if name not in ("Try it without downloads", "Live")  # see test_example and test_live
     ],
 )
 def test_runs(host, name):

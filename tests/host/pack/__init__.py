@@ -62,6 +62,27 @@ class TestOutOfMemory:
         return (model,)
 
 
+class TestNoRoom:
+    """Passes the model on; the next time that it is asked, no network of ours is whole on its device."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "arm", ("PERSONALIVE_MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("PERSONALIVE_MODEL",)}}
+
+    def arm(self, model):
+        (module,) = (m for name, m in sys.modules.items() if name.endswith("nodes.compat"))
+        is_whole = module.is_whole
+
+        def fail(patcher):
+            module.is_whole = is_whole
+            return False
+
+        module.is_whole = fail
+        return (model,)
+
+
 class TestConditioning:
     """Conditioning for a Stable Diffusion UNet without a text encoder."""
 
@@ -148,6 +169,7 @@ NODE_CLASS_MAPPINGS = {
     "TestPicture": TestPicture,
     "TestFloatRate": TestFloatRate,
     "TestOutOfMemory": TestOutOfMemory,
+    "TestNoRoom": TestNoRoom,
     "TestConditioning": TestConditioning,
     "TestDecoders": TestDecoders,
     "TestDecoderTypes": TestDecoderTypes,
