@@ -27,11 +27,12 @@ from ..device import pick_device, pick_dtype
 from ..errors import InputError
 from ..live.pipeline_model import PipelineModel
 from ..live.playout import Playout
-from ..live.protocol import VERSION, Kind, Message
+from ..live.protocol import PROTOCOL, Kind, Message
 from ..live.server import LiveServer
 from ..live.session import LiveSession, LiveSettings
 from ..media.pictures import fit_picture
 from ..media.video_reader import VideoReader
+from ..pipeline import Pipeline
 from ..sampling.keyframes import FIRST_WINDOW, KeyframeSettings
 from ..sampling.reference import check_size
 from ..weights.find import EXAMPLE
@@ -95,19 +96,7 @@ def run_live_benchmark(
         raise InputError(f"--frames is {frames}, but a live session takes at least {least} to settle.")
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
-    pipeline = make_pipeline(target, precision, decoder)
-    pipeline.vae = fill_randomly(pipeline.vae, torch.device("cpu")).to(precision)
-    image_encoder = CLIPVisionModelWithProjection(  # CLIP ViT-L/14
-        CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            patch_size=14,
-            projection_dim=768,
-        )
-    )
-    pipeline.image_encoder = image_encoder.eval().requires_grad_(False).to(precision)
+    pipeline = with_encoders(make_pipeline(target, precision, decoder), precision)
     figures = _measure(
         lambda: PipelineModel(
             pipeline,
@@ -128,6 +117,23 @@ def run_live_benchmark(
         frames,
     )
     print(json.dumps(asdict(figures)) if as_json else _table(figures))
+
+
+def with_encoders(pipeline: Pipeline, dtype: torch.dtype) -> Pipeline:
+    """The pipeline with the two networks that encode a portrait, at full size, with random weights."""
+    pipeline.vae = fill_randomly(pipeline.vae, torch.device("cpu")).to(dtype)
+    image_encoder = CLIPVisionModelWithProjection(  # CLIP ViT-L/14
+        CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            patch_size=14,
+            projection_dim=768,
+        )
+    )
+    pipeline.image_encoder = image_encoder.eval().requires_grad_(False).to(dtype)
+    return pipeline
 
 
 def _measure(load: Callable[[], PipelineModel], about: dict[str, Any], frames: int) -> LiveFigures:
@@ -271,7 +277,7 @@ async def _client(
         ClientSession() as session,
         session.ws_connect(f"http://127.0.0.1:{port}/ws", max_msg_size=0) as socket,
     ):
-        await socket.send_json({"type": "hello", "role": "driver", "token": token, "version": VERSION})
+        await socket.send_json({"type": "hello", "role": "driver", "token": token, "version": PROTOCOL})
         tasks = [asyncio.create_task(send(socket)), asyncio.create_task(show())]
         async for received in socket:
             if received.type is WSMsgType.BINARY:

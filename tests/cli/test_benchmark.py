@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from personalive_core.cli import measure
+from personalive_core import Pipeline, find_weights
+from personalive_core.cli import measure, measure_live
 from personalive_core.cli.main import main
 from personalive_core.sampling.keyframes import KeyframeSettings
 from personalive_core.sampling.stream import Stream
+from personalive_core.weights.find import MINIATURE
 from tiny import tiny_pipeline
 
 
@@ -56,3 +58,17 @@ def watched(stream: Stream, step) -> Stream:
 def test_bad_input_is_one_sentence(arguments, words, capsys: pytest.CaptureFixture):
     assert main(["benchmark", "--device", "cpu", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_live(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    pipeline = Pipeline.load(find_weights(MINIATURE), "cpu")
+    monkeypatch.setattr(measure_live, "make_pipeline", lambda *_: pipeline)
+    monkeypatch.setattr(measure_live, "with_encoders", lambda pipeline, _: pipeline)
+    monkeypatch.setattr(measure_live, "SETTLED", 5)
+    monkeypatch.setattr(measure_live, "AFTER", 3)
+    arguments = ["benchmark", "--live", "--device", "cpu", "--size", "128", "--frames", "56", "--json"]
+    assert main(arguments) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["received"] >= figures["used"] + figures["dropped"] > 0
+    assert figures["delay_p50"] > figures["arrival_p50"] > 3 * figures["period"]
+    assert figures["memory_gb"] is None
