@@ -6,13 +6,12 @@ compat.require_host()
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import download  # noqa: F401  its routes
+from . import download, live
 from .adjust import AdjustMotion
 from .assemble import AssembleVideo
 from .driving_crop import CropDriving
 from .encoders import LoadEncoders
 from .example import ExampleInput
-from .live import Live, add_routes
 from .load import LoadModel
 from .motion import ExtractMotion, MakeContactSheet, PreviewMotion
 from .motion_file import LoadMotion, SaveMotion
@@ -35,7 +34,7 @@ class PersonaLiveExtension(ComfyExtension):
             SaveMotion,
             LoadMotion,
             Sample,
-            Live,
+            live.Live,
             AssembleVideo,
             PasteBackNode,
             MakeContactSheet,
@@ -44,5 +43,6 @@ class PersonaLiveExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> PersonaLiveExtension:
-    add_routes()
+    download.add_routes()
+    live.add_routes()
     return PersonaLiveExtension()

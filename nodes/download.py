@@ -1,5 +1,5 @@
-"""Downloads and conversion, which the user starts with a button in the page: no workflow and no API prompt can ask for
-them. The host refuses these requests to pages of other origins."""
+"""Downloads and conversion, which the user starts with a button in the page: no workflow, no API prompt and no page of
+another site can ask for them."""
 
 import logging
 import threading
@@ -12,10 +12,10 @@ from server import PromptServer
 from ..personalive_core.errors import InputError
 from ..personalive_core.weights import hub
 from .detectors import missing_detectors
+from .live import live_server
 from .weights import OFFICIAL, convert_official, missing_official, weight_sets
 
 _log = logging.getLogger("personalive")
-_routes = PromptServer.instance.routes
 
 
 class _Stopped(Exception):
@@ -77,9 +77,16 @@ def _described(folder, files) -> list[dict]:
     ]
 
 
-@_routes.get("/personalive/weights")
+def add_routes() -> None:
+    """Adds the requests of the buttons to the host, while it loads its nodes."""
+    routes = PromptServer.instance.routes
+    routes.get("/personalive/weights")(_status)
+    routes.post("/personalive/weights")(_start)
+
+
 async def _status(request: web.Request) -> web.Response:
     """What each download would bring, and how the running one gets on."""
+    live_server().check_origin(request)
     job = _job and {name: getattr(_job, name) for name in ("task", "text", "done", "total", "running")}
     return web.json_response(
         {
@@ -90,10 +97,10 @@ async def _status(request: web.Request) -> web.Response:
     )
 
 
-@_routes.post("/personalive/weights")
 async def _start(request: web.Request) -> web.Response:
     """{"task": "official", "yunet", "convert" or "stop"}; JSON, which no form of another page can send."""
     global _job
+    live_server().check_origin(request)
     task = (await request.json())["task"] if request.content_type == "application/json" else None
     if task == "stop":
         if _job:
