@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import errno
+import re
 import signal
 import socket
 import ssl
@@ -282,10 +283,10 @@ def _loader(options: argparse.Namespace, size: tuple[int, int]) -> Callable[[Rep
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (width.isdigit() and (height or width).isdigit()):
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not found:
         raise InputError(f"--size is {text!r}: give a number of pixels such as 512, or WIDTHxHEIGHT.")
-    size = int(width), int(height or width)
+    size = int(found[1]), int(found[2] or found[1])
     check_size(*size)
     return size
 

@@ -69,26 +69,27 @@ def found_beeps(path, length: float) -> list[float]:
     return [loud[0], *(after for before, after in pairwise(loud) if after - before > 0.5)]
 
 
-@pytest.mark.parametrize("drift", [0, 1e-4, -1e-4])
+@pytest.mark.parametrize("drift", [1e-4, -1e-4])
 def test_sound_is_in_step_for_ten_minutes(tmp_path, drift):
     """From a second before the first frame on, of a microphone whose clock drifts, in pieces whose times are a few
     milliseconds off."""
-    sound, wobble, size = _Sound(tmp_path / "sound.wav", RATE, BEGIN), np.random.default_rng(0), 2048
+    rate, size, wobble = 16000, 1024, np.random.default_rng(0)
+    sound = _Sound(tmp_path / "sound.wav", rate, BEGIN)
     beeps = [1.0, 200.0, 400.0, 600.0]
-    for position in range(-RATE, 601 * RATE, size):
-        true = position / RATE * (1 + drift)
+    for position in range(-rate, 601 * rate, size):
+        true = position / rate * (1 + drift)
         samples = np.zeros(size, "<i2")
         for time in beeps:
-            first = round((time - true) * RATE)
-            samples[max(0, first) : max(0, first + 1000)] = 20000
-        sound.write(BEGIN + true + wobble.normal(0, 0.004), samples.tobytes(), RATE)
+            first = round((time - true) * rate)
+            samples[max(0, first) : max(0, first + 320)] = 20000
+        sound.write(BEGIN + true + wobble.normal(0, 0.004), samples.tobytes(), rate)
     sound.close()
     assert np.abs(np.array(found_beeps(sound.path, 602)) - beeps).max() < 0.025
 
 
 def test_a_gap_in_the_sound_is_silence_and_other_rates_are_left_out(tmp_path):
     recording = Recording(tmp_path, (64, 64))
-    record(recording, 10, 0.1)
+    record(recording, 7, 0.1)
     tone = np.full(RATE // 10, 20000, "<i2").tobytes()
     for time, rate in ((0.0, RATE), (0.5, 44100), (2.0, RATE)):
         recording.take_sound(BEGIN + time, tone, rate)
@@ -97,8 +98,8 @@ def test_a_gap_in_the_sound_is_silence_and_other_rates_are_left_out(tmp_path):
     with pytest.raises(ValueError):
         recording.take_sound(BEGIN, b"\0\0", 10**6)
     done = recording.finish(None, Strength())
-    assert np.allclose(found_beeps(tmp_path / done["name"], 3), [0, 2], atol=0.03)
-    waveform, rate = read_audio(tmp_path / done["name"], Fraction(0), Fraction(3))
+    assert np.allclose(found_beeps(tmp_path / done["name"], 2.5), [0, 2], atol=0.03)
+    waveform, rate = read_audio(tmp_path / done["name"], Fraction(0), Fraction(2))
     assert np.abs(waveform[0, rate // 2 : rate]).max() < 0.05
 
 
@@ -148,13 +149,17 @@ def test_a_full_disk_ends_it_with_what_there_is(tmp_path, monkeypatch, when):
 
 def test_what_grows_plays(tmp_path):
     """As it must when the program is killed."""
-    recording = Recording(tmp_path, (64, 64))
-    record(recording, 30)
-    frames = 0
-    while frames < 96:  # those of whole segments; the encoder is a little behind
+    recording, frames = Recording(tmp_path, (64, 64)), 0
+    record(recording, 1)
+    for i in range(1, 200):
+        recording.take_chunk(chunk(BEGIN + 4 * i * 0.04, 0.04, i))
+        threading.Event().wait(0.01)
         (partial,) = tmp_path.glob(".live_*.mp4.partial.mp4")
         with suppress(av.FFmpegError), av.open(str(partial)) as video:
             frames = sum(1 for _ in video.decode(video=0))
+        if frames > 60:
+            break
+    assert frames > 60
     recording.finish(None, Strength())
 
 
