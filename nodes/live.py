@@ -293,7 +293,7 @@ def _outputs(reference: NodeReference) -> io.NodeOutput:
         return io.NodeOutput(*[ExecutionBlocker(None)] * 3)
     say(f"{recorded['text']} It is in output/{FOLDER}.")
     folder = recordings_folder()
-    performance = load_motion(folder / recorded["motion"])
+    performance = load_motion(folder / recorded["motion"]).at_constant_rate()
     return io.NodeOutput(
         InputImpl.VideoFromFile(str(folder / recorded["name"])),
         NodeMotion(performance, reference.reference.motion, []),

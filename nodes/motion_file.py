@@ -87,5 +87,5 @@ class LoadMotion(io.ComfyNode):
     def execute(cls, reference: NodeReference, file: str) -> io.NodeOutput:
         if file not in motion_files():
             raise InputError(f"there is no motion file {file} in ComfyUI's output or input folder: choose another one.")
-        performance = load_motion(folder_paths.get_annotated_filepath(file))
+        performance = load_motion(folder_paths.get_annotated_filepath(file)).at_constant_rate()
         return io.NodeOutput(NodeMotion(performance, reference.reference.motion, []), float(performance.frame_rate))

@@ -485,13 +485,13 @@ class LiveSession:
 
     def _window(self, model: LiveModel, motion: Motion, times: list[float], begun: float) -> None:
         """Runs a window, and meanwhile hands out the frames of the one before."""
+        self._stream.strength = self.settings.strength
         if self._state is None:
             if not self._pending:  # the warm-up leads up to the first instant
                 step = (times[-1] - times[0]) / (CHUNK - 1)
                 early = [times[0] - step * i for i in range(WARM_UP, 0, -1)]
                 self._pending.extend(early[i : i + CHUNK] for i in range(0, WARM_UP, CHUNK))
             self._state = self._stream.start(motion, self.settings.seed, self.neutral)
-        self._stream.strength = self.settings.strength
         latents = self._stream.step(self._state, motion)
         self._pending.append(times)
         self.on_motion(DrivenMotion(motion, times))
@@ -510,7 +510,10 @@ class LiveSession:
             chunks.append(self._state.early)
             chunk_times += self._pending[0]
         if chunks:
-            self._decoding = model.decode(torch.cat(chunks, dim=2)), chunk_times, now
+            latents = (
+                chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=2)
+            )  # uncopied: its layout decides the last bit
+            self._decoding = model.decode(latents), chunk_times, now
             if self._decoding[0].done():  # where nothing runs beside the next window, as on a CPU
                 self._emit()
         self._enter(self._driven_state())

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,17 +35,21 @@ SHAPES: dict[str, Sequence[int]] = {  # of one frame
     "pose.scale": (1,),
     "pose.keypoints": (21, 3),
 }
+TIME_UNIT = Fraction(1, 10**6)  # seconds
 DTYPES = {"boxes": torch.int64, "held": torch.uint8}  # the rest is float32
 
 
 def save_motion(performance: Performance, path: str | Path) -> None:
-    """Writes a safetensors file of 2.4 KB a frame, whole or not at all; a rate that varies becomes constant.
+    """Writes a safetensors file of 2.4 KB a frame, whole or not at all. Where the rate varies, the frames' times are in
+    it in microseconds.
 
     Raises:
         InputError: the file cannot be written.
     """
-    path, performance = Path(path).absolute(), performance.at_constant_rate()
+    path = Path(path).absolute()
     tensors = dict(performance.motion.tensors())
+    if performance.times is not None:
+        tensors["times"] = torch.tensor([round(time / TIME_UNIT) for time in performance.times])
     if performance.neutral is not None:
         # Copied, because it may be a part of the motion's own memory, which safetensors refuses to write twice.
         tensors |= {f"neutral.{key}": value.clone() for key, value in performance.neutral.tensors().items()}
@@ -89,12 +94,24 @@ def load_motion(path: str | Path) -> Performance:
         if not MOTION_RATES[0] <= rate <= MOTION_RATES[1]:
             raise ValueError(f"a frame rate of {metadata['frame_rate']}")
         strength = _strength(json.loads(metadata["strength"]))
+        times = _times(tensors.pop("times", None))
         motion = _checked({key: x for key, x in tensors.items() if not key.startswith("neutral.")})
+        if times is not None and len(times) != len(motion):
+            raise ValueError(f"{len(times)} times of {len(motion)} frames")
         neutral = {key.removeprefix("neutral."): x for key, x in tensors.items() if key.startswith("neutral.")}
-        performance = Performance(motion, rate, source, strength, _checked(neutral, 1) if neutral else None)
+        performance = Performance(motion, rate, source, strength, _checked(neutral, 1) if neutral else None, times)
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}): save the motion again.") from error
     return performance
+
+
+def _times(given: Tensor | None) -> tuple[Fraction, ...] | None:
+    """Seconds. ValueError unless they begin at 0 and grow."""
+    if given is None:
+        return None
+    if given.ndim != 1 or given.dtype != torch.int64 or given[:1].any() or (given.diff() <= 0).any():
+        raise ValueError("its times do not grow from 0")
+    return tuple(time * TIME_UNIT for time in given.tolist())
 
 
 def _strength(given: Any) -> Strength:

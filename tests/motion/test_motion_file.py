@@ -36,6 +36,9 @@ def test_it_comes_back_bit_for_bit_and_is_small(file):
     assert found.strength == Strength(0.5, 1.5, 0, 1, True)
     assert file.stat().st_size < 50 * 2500 + 6000
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+    times = tuple(Fraction(i * i, 100) for i in range(50))
+    save_motion(Performance(motion, RATE, times=times), file)
+    assert load_motion(file).times == times
     plain = Performance(motion[:1], Fraction(25))
     save_motion(plain, file)
     found = load_motion(file)
