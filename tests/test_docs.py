@@ -22,6 +22,7 @@ PAGES = [
     *sorted(HELP.glob("*.md")),
 ]
 SOURCES = [*CORE.rglob("*.py"), *(ROOT / "nodes").rglob("*.py")]
+WEB = CORE / "live" / "web"
 COMMANDS = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
 VALUE = "\0"  # stands for what a message fills in
 LARGEST = 80_000  # bytes of a picture on a help page
@@ -51,31 +52,48 @@ def test_links(page):
             assert not anchor or anchor in anchors(target), link
 
 
+def scripted(script: Path) -> list[str]:
+    """Every text in a script of the live page; values replaced."""
+    found = re.findall(r'"([^"\n]*)"|`([^`]*)`', script.read_text("utf-8"))
+    return [re.sub(r"\$\{[^}]*\}", VALUE, quoted or template) for quoted, template in found]
+
+
 @lru_cache
 def messages() -> list[str]:
-    """Every text that the sources hand to an exception, or to anything else; values replaced."""
-    trees = (ast.parse(source.read_text("utf-8")) for source in SOURCES)
-    calls = (call for tree in trees for call in ast.walk(tree) if isinstance(call, ast.Call))
-    found = []
-    for argument in (argument for call in calls for argument in call.args):
-        if isinstance(argument, ast.JoinedStr):
-            parts = (part.value if isinstance(part, ast.Constant) else VALUE for part in argument.values)
-            found.append("".join(parts))
-        elif isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-            found.append(argument.value)
+    """Every text in the sources but docstrings; values replaced."""
+    found = [text for script in WEB.glob("*.js") for text in scripted(script)]
+    for source in SOURCES:
+        nodes = list(ast.walk(ast.parse(source.read_text("utf-8"))))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else VALUE for part in node.values)
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                found.append(node.value)
     return found
+
+
+def pattern(quote: str) -> re.Pattern:
+    """What a quoted message matches."""
+    return re.compile(".*".join(map(re.escape, re.split(r"\s*\.\.\.\s*", quote))), re.DOTALL)
 
 
 @every_page
 def test_quoted_messages_exist(page):
     for quote in QUOTE.findall(page.read_text("utf-8")):
-        parts = re.split(r"\s*\.\.\.\s*", quote)
-        pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
-        assert any(pattern.search(message) for message in messages()), quote
+        assert any(pattern(quote).search(message) for message in messages()), quote
 
 
 def test_troubleshooting_quotes_messages():
     assert len(QUOTE.findall((DOCS / "troubleshooting.md").read_text("utf-8"))) > 20
+
+
+def test_the_live_page_explains_every_sentence_that_it_can_say():
+    quotes = [pattern(quote) for quote in QUOTE.findall((DOCS / "live.md").read_text("utf-8"))]
+    sentences = [text for text in scripted(WEB / "words.js") if re.search(r"[.…?]$", text) and not text.startswith(".")]
+    assert len(sentences) > 20
+    assert not [text for text in sentences if not any(quote.search(text) for quote in quotes)]
 
 
 def test_the_readme_is_short():
