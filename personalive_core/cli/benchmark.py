@@ -6,10 +6,14 @@ from importlib.util import find_spec
 from ..errors import InputError
 from .options import SIZES, add_device_options
 
+FRAMES, LIVE_FRAMES = 160, 1000
+
 
 def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.ArgumentParser]) -> None:
     benchmark = commands.add_parser("benchmark", parents=parents, help="how fast this machine is; needs no weights")
-    benchmark.add_argument("--frames", type=int, default=160, metavar="N", help="frames of the whole run")
+    benchmark.add_argument(
+        "--frames", type=int, metavar="N", help="frames of the whole run; without it 160, and 1000 of --live"
+    )
     benchmark.add_argument("--size", type=int, default=512, metavar="N", help=f"width and height in pixels, {SIZES}")
     benchmark.add_argument("--steps", type=int, default=4, metavar="N", help="denoising steps a frame: 4, 8, 12, ...")
     add_device_options(benchmark)
@@ -34,12 +38,13 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
 def run(options: argparse.Namespace) -> None:
     if options.live:
         if find_spec("aiohttp") is None:
-            raise InputError("--live needs aiohttp: pip install 'personalive[live]'.")
+            raise InputError("--live needs the package aiohttp: run  pip install aiohttp  and try again.")
         from .measure_live import run_live_benchmark
 
         run_live_benchmark(
-            options.frames,
+            options.frames or LIVE_FRAMES,
             options.size,
+            options.steps,
             options.device,
             options.dtype,
             options.decoder,
@@ -52,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     from .measure import run_benchmark
 
     run_benchmark(
-        options.frames,
+        options.frames or FRAMES,
         options.size,
         options.steps,
         options.device,

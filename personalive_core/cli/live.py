@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         from ..live.server import LiveServer
     except ImportError as error:
         raise InputError(
-            f"live needs the package aiohttp ({error}): run  pip install 'personalive[live]'  and try again."
+            f"live needs the package aiohttp ({error}): run  pip install aiohttp  and try again."
         ) from error
     if options.demo:
         options.weights, options.device = MINIATURE, "cpu"

@@ -35,6 +35,7 @@ from ..media.video_reader import VideoReader
 from ..pipeline import Pipeline
 from ..sampling.keyframes import FIRST_WINDOW, KeyframeSettings
 from ..sampling.reference import check_size
+from ..sampling.schedule import Schedule
 from ..weights.find import EXAMPLE
 from .measure import fill_randomly, make_pipeline
 
@@ -52,6 +53,7 @@ class LiveFigures:
     device: str
     torch: str
     size: int
+    steps: int
     dtype: str
     decoder: str
     early: bool
@@ -81,6 +83,7 @@ class LiveFigures:
 def run_live_benchmark(
     frames: int,
     size: int,
+    steps: int,
     device: str,
     dtype: str,
     decoder: str,
@@ -91,6 +94,7 @@ def run_live_benchmark(
 ) -> None:
     """Measures and prints. InputError for sizes or devices that cannot be."""
     check_size(size, size)
+    Schedule(steps)
     least = CHUNK * (SETTLED + 3 * AFTER)
     if frames < least:
         raise InputError(f"--frames is {frames}, but a live session takes at least {least} to settle.")
@@ -104,11 +108,13 @@ def run_live_benchmark(
             size,
             size,
             KeyframeSettings(keyframes, threshold=0.0),  # a keyframe joins in every window from the tenth on
+            steps,
         ),
         dict(
             device=torch.cuda.get_device_name(target) if target.type == "cuda" else target.type,
             torch=torch.__version__,
             size=size,
+            steps=steps,
             dtype=str(precision).removeprefix("torch."),
             decoder=decoder,
             early=early,
@@ -301,8 +307,8 @@ async def _client(
 
 def _table(f: LiveFigures) -> str:
     lines = [
-        f"{f.device}, PyTorch {f.torch}, {f.dtype}, {f.size} x {f.size}, decoder {f.decoder}, up to {f.keyframes} "
-        f"keyframes, camera {f.camera_fps:g} frames/s{', early frames' if f.early else ''}",
+        f"{f.device}, PyTorch {f.torch}, {f.dtype}, {f.size} x {f.size}, {f.steps} steps, decoder "
+        f"{f.decoder}, up to {f.keyframes} keyframes, camera {f.camera_fps:g} frames/s{', early frames' if f.early else ''}",
         "",
         f"first frame    {f.start:8.1f} ms after the start, of which 1000 are calibration",
         f"a window every {f.period:8.1f} ms = {f.frames_per_second:.1f} frames/s (window {f.window:.1f}, decoded after "

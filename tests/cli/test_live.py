@@ -63,7 +63,7 @@ def test_without_aiohttp(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     monkeypatch.delitem(sys.modules, "personalive_core.live.server", raising=False)
     assert main(["live", "--demo"]) == 2
-    assert "pip install 'personalive[live]'" in capsys.readouterr().err
+    assert "pip install aiohttp" in capsys.readouterr().err
 
 
 class Model:

@@ -242,7 +242,7 @@ def test_a_slow_computer_is_told_what_helps(loop, page, early):
     [lines] = loop.run_until_complete(page.evaluate(f"({advise})()"))
     assert lines.startswith("10 pictures a second are made; the delay is 1.9 s.")
     assert ("choose “Less delay” (about 1.5 s)" in lines) is not early
-    assert "--small-decoder" in lines and "--size 256" in lines
+    assert "a small decoder" in lines and "256 x 256" in lines
 
 
 async def until(condition) -> None:

@@ -89,11 +89,11 @@ export function advise({ period, window, decode, early, fps_in, fps_made, state 
   const help = early ? [] : [`choose “Less delay” (${about(p, w, d, true)})`];
   if (d > 0.1 * p) {
     const saved = d * ALONE * (1 - SMALL_DECODER);
-    help.push(`start with --small-decoder (${about(Math.max(w, p - saved), w, d - saved, early)})`);
+    help.push(`use a small decoder (${about(Math.max(w, p - saved), w, d - saved, early)})`);
   }
   for (const side of [384, 256].filter((side) => side < Math.min(...size))) {
     const part = side ** 2 / (size[0] * size[1]);
-    help.push(`start with --size ${side} (${about(p * part, w * part, d * part, early)})`);
+    help.push(`use ${side} x ${side} pixels (${about(p * part, w * part, d * part, early)})`);
   }
   const now = `${Math.round(fps_made)} pictures a second are made; the delay is ${(delay / 1000).toFixed(1)} s.`;
   lines.push(help.length ? [`${now} For less:`, ...help].join("\n") : now);
