@@ -308,7 +308,8 @@ async def _client(
 def _table(f: LiveFigures) -> str:
     lines = [
         f"{f.device}, PyTorch {f.torch}, {f.dtype}, {f.size} x {f.size}, {f.steps} steps, decoder "
-        f"{f.decoder}, up to {f.keyframes} keyframes, camera {f.camera_fps:g} frames/s{', early frames' if f.early else ''}",
+        f"{f.decoder}, up to {f.keyframes} keyframes, camera {f.camera_fps:g} frames/s"
+        + (", early frames" if f.early else ""),
         "",
         f"first frame    {f.start:8.1f} ms after the start, of which 1000 are calibration",
         f"a window every {f.period:8.1f} ms = {f.frames_per_second:.1f} frames/s (window {f.window:.1f}, decoded after "
