@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from motions import motion_of, same
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from motions import motion_of, same
 from personalive_core.errors import InputError
 from personalive_core.motion.motion_file import SUFFIX, load_motion, save_motion
 from personalive_core.motion.performance import Performance, Strength

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from motions import motion_of, same
 
+from motions import motion_of, same
 from personalive_core.errors import InputError
 from personalive_core.motion.keypoints import transform_keypoints
 from personalive_core.motion.motion import Motion, MotionRecord
