@@ -22,7 +22,7 @@ from ..personalive_core.errors import InputError
 from ..personalive_core.media.audio import write_wav
 from ..personalive_core.media.video_writer import VideoWriter
 from ..personalive_core.sampling.cuda import DecodedFrames, PinnedCopy, one_behind
-from . import decode
+from . import compat, decode
 from .say import say_first
 
 PREVIEW_EVERY = 0.2  # seconds: the host makes a JPEG of each
@@ -70,8 +70,11 @@ class AssembleVideo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveAssembleVideo",
-            display_name="Assemble Video",
+            display_name="PersonaLive Assemble Video",
             category="PersonaLive",
+            **compat.search_aliases(
+                "portrait video, decode video, vae decode video, video combine, talking head video"
+            ),
             description="Decodes latents in pieces into a video file, with sound; memory does not grow with length.",
             inputs=[
                 io.Latent.Input("samples", tooltip="From Sample."),
@@ -97,7 +100,13 @@ class AssembleVideo(io.ComfyNode):
                     tooltip="Give the frames as images too. They all stand in memory: 3 MB a frame at 512 x 512.",
                 ),
             ],
-            outputs=[io.Video.Output(display_name="video"), io.Image.Output(display_name="images")],
+            outputs=[
+                io.Video.Output(
+                    display_name="video",
+                    tooltip="The video with its sound, as a temporary file: save it with Save Video.",
+                ),
+                io.Image.Output(display_name="images", tooltip="The frames as images, if 'images' is on."),
+            ],
         )
 
     @classmethod

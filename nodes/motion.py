@@ -22,7 +22,7 @@ from ..personalive_core.motion.hold import describe_held
 from ..personalive_core.motion.keypoints import crop_faces, draw_keypoint_map, transform_keypoints
 from ..personalive_core.motion.motion import Motion, MotionRecord
 from ..personalive_core.motion.performance import MAX_FRAME_RATE, Adjustment, Performance, trim
-from . import convert, memory
+from . import compat, convert, memory
 from .driving import open_driving, to_rate
 from .driving_crop import CropSettings, CropSettingsType
 from .load import ModelType, PersonaLiveModel
@@ -69,8 +69,11 @@ class ExtractMotion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveExtractMotion",
-            display_name="Extract Motion",
+            display_name="PersonaLive Extract Motion",
             category="PersonaLive",
+            **compat.search_aliases(
+                "driving video, expression, facial expression, head pose, motion capture, face motion, reenact"
+            ),
             description="Reads head pose and expression off the driving video, picture by picture.",
             inputs=[
                 ModelType.Input("model", tooltip="From Load PersonaLive Model."),
@@ -125,10 +128,19 @@ class ExtractMotion(io.ComfyNode):
                 ),
             ],
             outputs=[
-                MotionType.Output(display_name="motion"),
-                io.Float.Output(display_name="frame_rate"),
-                io.Audio.Output(display_name="audio"),
-                io.String.Output(display_name="held"),
+                MotionType.Output(
+                    display_name="motion",
+                    tooltip="Head pose and expression of each frame, for Sample and the other nodes that take motion.",
+                ),
+                io.Float.Output(
+                    display_name="frame_rate", tooltip="Frames per second of the motion, for Assemble Video."
+                ),
+                io.Audio.Output(
+                    display_name="audio", tooltip="The driving video's sound, cut to the frames that are used."
+                ),
+                io.String.Output(
+                    display_name="held", tooltip="Which frames hold the last good motion, and why; empty if none does."
+                ),
             ],
         )
 
@@ -200,8 +212,9 @@ class PreviewMotion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLivePreviewMotion",
-            display_name="Preview Motion",
+            display_name="PersonaLive Preview Motion",
             category="PersonaLive",
+            **compat.search_aliases("keypoints, facial landmarks, show motion, head pose"),
             description="Shows what the model sees: the face it cut out, and the pose as seven coloured dots; with "
             "Crop Driving the whole frame and its square too.",
             inputs=[
@@ -209,7 +222,12 @@ class PreviewMotion(io.ComfyNode):
                 io.Int.Input("start", default=0, min=0, max=10_000_000, tooltip="First frame to show."),
                 io.Int.Input("count", default=16, min=1, max=1000, tooltip="How many frames to show."),
             ],
-            outputs=[io.Image.Output(display_name="images")],
+            outputs=[
+                io.Image.Output(
+                    display_name="images",
+                    tooltip="One picture a frame. A coloured border marks frames that hold the last good motion.",
+                )
+            ],
         )
 
     @classmethod
@@ -237,8 +255,9 @@ class MakeContactSheet(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveContactSheet",
-            display_name="Contact Sheet",
+            display_name="PersonaLive Contact Sheet",
             category="PersonaLive",
+            **compat.search_aliases("compare, side by side, image grid"),
             description="Driver, keypoints and result at a few moments, side by side in one picture.",
             inputs=[
                 MotionType.Input("motion", tooltip="From Extract Motion, Adjust Motion or Load Motion."),
@@ -250,7 +269,7 @@ class MakeContactSheet(io.ComfyNode):
                 ),
                 io.Int.Input("columns", default=12, min=2, max=64, tooltip="How many moments to show at most."),
             ],
-            outputs=[io.Image.Output(display_name="image")],
+            outputs=[io.Image.Output(display_name="image", tooltip="All moments in one picture.")],
         )
 
     @classmethod

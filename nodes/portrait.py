@@ -19,7 +19,7 @@ from ..personalive_core.framing.face_detector import CHOICES, Box
 from ..personalive_core.framing.paste_back import FEATHER, FEATHER_LIMITS, PasteBack
 from ..personalive_core.media.video_reader import Frame
 from ..personalive_core.media.video_writer import VideoWriter
-from . import convert
+from . import compat, convert
 from .assemble import CRF, SwitchedOff, removed_videos, temporary_video, write_sound
 from .detectors import detector_input, open_detector
 from .driving import Driving, frames_at, open_driving
@@ -36,8 +36,9 @@ class CropPortrait(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveCropPortrait",
-            display_name="Crop Portrait",
+            display_name="PersonaLive Crop Portrait",
             category="PersonaLive",
+            **compat.search_aliases("crop face, face detector, face crop, head crop, yunet"),
             description="Cuts the square that the model needs out of a picture of any shape: head and shoulders.",
             inputs=[
                 io.MultiType.Input(
@@ -90,9 +91,14 @@ class CropPortrait(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image"),
-                CropType.Output(display_name="crop"),
-                io.Image.Output(display_name="preview"),
+                io.Image.Output(
+                    display_name="image", tooltip="The square with head and shoulders, for Encode Reference."
+                ),
+                CropType.Output(display_name="crop", tooltip="Where the square was, for Paste Back."),
+                io.Image.Output(
+                    display_name="preview",
+                    tooltip="The whole picture with the square drawn in, and the numbers of the faces found.",
+                ),
             ],
         )
 
@@ -160,8 +166,9 @@ class PasteBackNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLivePasteBack",
-            display_name="Paste Back",
+            display_name="PersonaLive Paste Back",
             category="PersonaLive",
+            **compat.search_aliases("composite face, stitch, face paste, uncrop"),
             description="Pastes the animated square back into the whole picture or video, with a soft edge.",
             inputs=[
                 io.MultiType.Input(
@@ -214,9 +221,14 @@ class PasteBackNode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Video.Output(display_name="video"),
-                io.Image.Output(display_name="images"),
-                io.Mask.Output(display_name="mask"),
+                io.Video.Output(
+                    display_name="video",
+                    tooltip="The whole picture in motion, with sound, as a temporary file: save it with Save Video.",
+                ),
+                io.Image.Output(display_name="images", tooltip="The frames as images, if 'images' is on."),
+                io.Mask.Output(
+                    display_name="mask", tooltip="Where the square was pasted: white inside, with its soft edge."
+                ),
             ],
         )
 

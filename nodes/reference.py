@@ -12,7 +12,7 @@ from ..personalive_core.device import to_pixels
 from ..personalive_core.errors import InputError
 from ..personalive_core.media.pictures import fit_picture
 from ..personalive_core.sampling.reference import Reference, check_size, encode_reference
-from . import convert, memory
+from . import compat, convert, memory
 from .load import ModelType, PersonaLiveModel
 from .say import say_first
 
@@ -49,8 +49,9 @@ class EncodeReference(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveEncodeReference",
-            display_name="Encode Reference",
+            display_name="PersonaLive Encode Reference",
             category="PersonaLive",
+            **compat.search_aliases("reference image, source image, portrait, avatar, live portrait, liveportrait"),
             description="Looks at the portrait once: its appearance, its pose, its expression.",
             inputs=[
                 ModelType.Input("model", tooltip="From Load PersonaLive Model."),
@@ -69,7 +70,12 @@ class EncodeReference(io.ComfyNode):
                     tooltip="How a portrait of another shape becomes that size.",
                 ),
             ],
-            outputs=[ReferenceType.Output(display_name="reference")],
+            outputs=[
+                ReferenceType.Output(
+                    display_name="reference",
+                    tooltip="The encoded portrait. Connect the same one to Extract Motion and Sample.",
+                )
+            ],
         )
 
     @classmethod

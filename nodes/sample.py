@@ -32,8 +32,12 @@ class Sample(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveSample",
-            display_name="Sample",
+            display_name="PersonaLive Sample",
             category="PersonaLive",
+            **compat.search_aliases(
+                "face animate, animate face, animate portrait, live portrait, liveportrait, talking head, avatar, "
+                "puppet, reenact, face reenactment, portrait video, expression transfer, sampler"
+            ),
             description="Makes the portrait do what the driving video does. As many frames come out as went in.",
             inputs=[
                 ModelType.Input("model", tooltip="From Load PersonaLive Model."),
@@ -83,7 +87,12 @@ class Sample(io.ComfyNode):
                     tooltip="The same seed gives the same video.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip="The latents of all frames, for Assemble Video or VAE Decode.",
+                )
+            ],
         )
 
     @classmethod
