@@ -8,7 +8,6 @@ from fractions import Fraction
 from itertools import chain
 from typing import NamedTuple
 
-import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import io
@@ -27,7 +26,7 @@ from .driving import open_driving, to_rate
 from .driving_crop import CropSettings, CropSettingsType
 from .load import ModelType, PersonaLiveModel
 from .reference import NodeReference, ReferenceType
-from .say import say_rate
+from .say import Progress, say_rate
 
 log = logging.getLogger("personalive")
 
@@ -182,7 +181,7 @@ def _extract(
     model: PersonaLiveModel, frames: Iterator[DrivingFrame], total: int, hold: bool
 ) -> tuple[Motion, list[Fraction], list[Seen]]:
     """The motion of the frames, their times, and small pictures of them."""
-    bar, record, times, seen = comfy.utils.ProgressBar(total), MotionRecord(), [], []
+    progress, record, times, seen = Progress(total, "frames"), MotionRecord(), [], []
     first = next(frames)
     height, width = first.pixels.shape[:2]
     networks = model.load("motion_extractor", "motion_encoder", memory=memory.motion(width, height))
@@ -193,7 +192,7 @@ def _extract(
             times.append(frame.time)
             seen.append(Seen(_jpeg(face), _jpeg(_small(frame.overview())) if frame.overview else None))
         preview = Image.fromarray(seen[-1].draw(WHOLE_SIZE))
-        bar.update_absolute(len(seen), max(total, len(seen)), ("JPEG", preview, None))
+        progress.update(len(seen), max(total, len(seen)), ("JPEG", preview, None))
     return record.motion(), times, seen
 
 

@@ -6,8 +6,6 @@ from fractions import Fraction
 from itertools import chain, tee
 from pathlib import Path
 
-import comfy.model_management
-import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import InputImpl, io
@@ -25,7 +23,7 @@ from .detectors import detector_input, open_detector
 from .driving import Driving, frames_at, open_driving
 from .driving_crop import square_inputs
 from .load import ModelType
-from .say import say, say_first, say_rate
+from .say import Progress, say, say_first, say_rate
 
 NUMBER = "number"
 CropType = io.Custom("PERSONALIVE_CROP")
@@ -307,13 +305,12 @@ def _sound(audio: dict | None, squares: Driving, whole: Driving, wav: Path) -> t
 
 def _pasted(back: PasteBack, whole: Driving, squares: Iterator[Frame], count: int | None) -> Iterator[Frame]:
     """The whole pictures with the squares in them, until either ends, at the times of the squares."""
-    bar, done = comfy.utils.ProgressBar(count or 1), 0
+    progress, done = Progress(count or 1, "frames"), 0
     squares, timed = tee(squares)
     for picture, square in zip(frames_at(whole.frames, (frame.time for frame in timed)), squares, strict=False):
         pixels = back.paste(_completed(picture, back.crop), square.pixels)
         yield Frame(pixels, square.time)
         done += 1
-        bar.update_absolute(done, max(count or 0, done), ("JPEG", Image.fromarray(pixels), 512))
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        progress.update(done, max(count or 0, done), ("JPEG", Image.fromarray(pixels), 512))
     if whole.count and count and whole.count != count:
         say(f"the picture has {whole.count} frames, the animated video {count}: the result has {done}.")

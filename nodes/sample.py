@@ -5,7 +5,6 @@ from itertools import chain
 
 import comfy.latent_formats
 import comfy.model_management
-import comfy.utils
 import latent_preview
 import torch
 from comfy_api.latest import io
@@ -23,6 +22,7 @@ from . import compat, convert, memory
 from .load import ModelType, PersonaLiveModel
 from .motion import MotionType, NodeMotion
 from .reference import NodeReference, ReferenceType
+from .say import Progress
 
 WINDOW_NETWORKS = ("denoising_unet", "pose_guider")
 
@@ -117,15 +117,14 @@ class Sample(io.ComfyNode):
         keep = comfy.model_management.intermediate_device()
         samples = torch.empty(frames, *reference.reference.latents.shape[1:], device=keep)
         draw_preview = _previewer(model.device)
-        bar = comfy.utils.ProgressBar(total)
+        progress = Progress(total, "windows")
         state = stream.start(performance.motion, seed, performance.neutral)
         windows = chain(stream.push(state, performance.motion), stream.flush(state))
         done = 0
         for finished in one_behind(PinnedCopy(convert.to_host_latents(latents)) for latents in windows):
             samples[done : done + len(finished)] = finished
             done += len(finished)
-            bar.update_absolute(state.window, total, draw_preview(finished))
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            progress.update(state.window, total, draw_preview(finished))
         return io.NodeOutput({"samples": samples})
 
 
