@@ -11,6 +11,7 @@ from ..personalive_core.motion.performance import (
     Adjustment,
     Strength,
 )
+from . import compat
 from .driving import to_rate
 from .motion import MotionType, NodeMotion
 from .reference import NodeReference, ReferenceType
@@ -41,8 +42,11 @@ class AdjustMotion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveAdjustMotion",
-            display_name="Adjust Motion",
+            display_name="PersonaLive Adjust Motion",
             category="PersonaLive",
+            **compat.search_aliases(
+                "expression strength, motion strength, retarget, smooth motion, head movement, loop motion"
+            ),
             description="How much of the driver's motion the portrait takes; smoothing, trimming, rate and loops. A "
             "second one acts on what the first one made of it.",
             inputs=[
@@ -84,9 +88,16 @@ class AdjustMotion(io.ComfyNode):
                 io.Audio.Input("audio", optional=True, tooltip="From Extract Motion: is trimmed with the motion."),
             ],
             outputs=[
-                MotionType.Output(display_name="motion"),
-                io.Float.Output(display_name="frame_rate"),
-                io.Audio.Output(display_name="audio"),
+                MotionType.Output(
+                    display_name="motion",
+                    tooltip="The adjusted motion, for Sample, Save Motion or another Adjust Motion.",
+                ),
+                io.Float.Output(
+                    display_name="frame_rate", tooltip="Frames per second of the adjusted motion, for Assemble Video."
+                ),
+                io.Audio.Output(
+                    display_name="audio", tooltip="The sound, trimmed with the motion; none if the motion is looped."
+                ),
             ],
         )
 

@@ -7,8 +7,6 @@ from fractions import Fraction
 from pathlib import Path
 from uuid import uuid4
 
-import comfy.model_management
-import comfy.utils
 import folder_paths
 import numpy as np
 import torch
@@ -22,8 +20,8 @@ from ..personalive_core.errors import InputError
 from ..personalive_core.media.audio import write_wav
 from ..personalive_core.media.video_writer import VideoWriter
 from ..personalive_core.sampling.cuda import DecodedFrames, PinnedCopy, one_behind
-from . import decode
-from .say import say_first
+from . import compat, decode
+from .say import Progress, say_first
 
 PREVIEW_EVERY = 0.2  # seconds: the host makes a JPEG of each
 CRF = {"high": 14, "good": 18, "small": 25}
@@ -70,8 +68,11 @@ class AssembleVideo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveAssembleVideo",
-            display_name="Assemble Video",
+            display_name="PersonaLive Assemble Video",
             category="PersonaLive",
+            **compat.search_aliases(
+                "portrait video, decode video, vae decode video, video combine, talking head video"
+            ),
             description="Decodes latents in pieces into a video file, with sound; memory does not grow with length.",
             inputs=[
                 io.Latent.Input("samples", tooltip="From Sample."),
@@ -97,7 +98,13 @@ class AssembleVideo(io.ComfyNode):
                     tooltip="Give the frames as images too. They all stand in memory: 3 MB a frame at 512 x 512.",
                 ),
             ],
-            outputs=[io.Video.Output(display_name="video"), io.Image.Output(display_name="images")],
+            outputs=[
+                io.Video.Output(
+                    display_name="video",
+                    tooltip="The video with its sound, as a temporary file: save it with Save Video.",
+                ),
+                io.Image.Output(display_name="images", tooltip="The frames as images, if 'images' is on."),
+            ],
         )
 
     @classmethod
@@ -137,7 +144,7 @@ class _DecodedFrames:
 
 
 def _write_frames(latents, vae, rate: Fraction, crf: int, path: Path, sound: Path | None, kept: list | None) -> None:
-    bar = comfy.utils.ProgressBar(len(latents))
+    progress = Progress(len(latents), "frames")
     height, width = (PIXELS_PER_LATENT * side for side in latents.shape[-2:])
     with VideoWriter(path, width, height, rate, audio_from=sound, crf=crf) as video:
         done, shown = 0, 0.0
@@ -151,8 +158,7 @@ def _write_frames(latents, vae, rate: Fraction, crf: int, path: Path, sound: Pat
             preview = None
             if time.monotonic() - shown > PREVIEW_EVERY:
                 preview, shown = ("JPEG", Image.fromarray(pictures[-1]), 512), time.monotonic()
-            bar.update_absolute(done, len(latents), preview)
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            progress.update(done, len(latents), preview)
 
 
 def write_sound(audio: dict, path: Path) -> Path:

@@ -105,6 +105,14 @@ def advanced(input_class, *args, **kwargs):
     return made
 
 
+def search_aliases(words: str) -> dict[str, list[str]]:
+    """Other words, with commas between them, by which the page's search finds a node: a field of io.Schema, which older
+    hosts lack."""
+    from comfy_api.latest import io  # not before the host's version is checked
+
+    return {"search_aliases": words.split(", ")} if "search_aliases" in inspect.signature(io.Schema).parameters else {}
+
+
 def float_dtype(name: str, parameters: int) -> torch.dtype:
     """The type of this name; "auto" is what the host would choose for a network with so many parameters."""
     if name != "auto":

@@ -12,6 +12,7 @@ from ..personalive_core.framing.crop import MARGIN, MARGIN_LIMITS, VERTICAL_OFFS
 from ..personalive_core.framing.driving_crop import MODES, DrivingCropSettings, open_driving_crop
 from ..personalive_core.framing.face_detector import CHOICES, Detector
 from ..personalive_core.motion.extraction import DrivingFrame, trim_frames
+from . import compat
 from .detectors import detector_input, open_detector
 from .driving import open_driving
 from .load import PersonaLiveModel
@@ -69,8 +70,9 @@ class CropDriving(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveCropDriving",
-            display_name="Crop Driving",
+            display_name="PersonaLive Crop Driving",
             category="PersonaLive",
+            **compat.search_aliases("crop driving video, face tracking, follow head, crop face"),
             description="For a driving video that shows more than a head: Extract Motion then follows the head.",
             inputs=[
                 io.Combo.Input(
@@ -90,7 +92,9 @@ class CropDriving(io.ComfyNode):
                 ),
                 *square_inputs(),
             ],
-            outputs=[CropSettingsType.Output(display_name="crop")],
+            outputs=[
+                CropSettingsType.Output(display_name="crop", tooltip="How to follow the head, for Extract Motion.")
+            ],
         )
 
     @classmethod

@@ -12,6 +12,7 @@ from ..personalive_core.errors import InputError
 from ..personalive_core.files import read_json
 from ..personalive_core.weights.find import WeightFiles
 from ..personalive_core.weights.load import load_checkpoint
+from . import compat
 from .load import ModelType, PersonaLiveModel
 from .weights import encoder_files, host_file
 
@@ -35,12 +36,16 @@ class LoadEncoders(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveLoadEncoders",
-            display_name="Load VAE and Image Encoder",
+            display_name="PersonaLive Load VAE and Image Encoder",
             category="PersonaLive",
+            **compat.search_aliases("clip vision loader, vae loader, sd-vae-ft-mse"),
             description="Loads the VAE and the image encoder that go with the model: those of its own folder, or the "
             "official ones, which 'Download weights' on Load PersonaLive Model fetches.",
             inputs=[ModelType.Input("model", tooltip="From Load PersonaLive Model.")],
-            outputs=[io.Vae.Output(display_name="vae"), io.ClipVision.Output(display_name="clip_vision")],
+            outputs=[
+                io.Vae.Output(display_name="vae", tooltip="The VAE, for Encode Reference and Assemble Video."),
+                io.ClipVision.Output(display_name="clip_vision", tooltip="The image encoder, for Encode Reference."),
+            ],
         )
 
     @classmethod

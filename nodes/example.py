@@ -4,7 +4,7 @@ from comfy_api.latest import InputImpl, io
 
 from ..personalive_core.media.pictures import read_picture
 from ..personalive_core.weights.find import EXAMPLE
-from . import convert
+from . import compat, convert
 
 
 class ExampleInput(io.ComfyNode):
@@ -12,12 +12,18 @@ class ExampleInput(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveExampleInput",
-            display_name="Example Input",
+            display_name="PersonaLive Example Input",
             category="PersonaLive",
+            **compat.search_aliases("demo, example portrait, example driving video, miniature"),
             description="A drawn portrait and a drawn driving video, 128 x 128, that come with the nodes, for the "
             "weights 'miniature'.",
             inputs=[],
-            outputs=[io.Image.Output(display_name="portrait"), io.Video.Output(display_name="driving")],
+            outputs=[
+                io.Image.Output(display_name="portrait", tooltip="The drawn portrait, 128 x 128."),
+                io.Video.Output(
+                    display_name="driving", tooltip="The drawn driving video, 128 x 128, for Extract Motion."
+                ),
+            ],
         )
 
     @classmethod

@@ -50,8 +50,11 @@ class Live(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveLive",
-            display_name="Live",
+            display_name="PersonaLive Live",
             category="PersonaLive",
+            **compat.search_aliases(
+                "webcam, camera, real time, realtime, live portrait, liveportrait, avatar, vtuber, puppet, streaming"
+            ),
             description="A camera moves the portrait while this node runs: open the tab 'PersonaLive Live' at the side "
             "and press Start. Stop there ends the run and gives the recording.",
             inputs=[
@@ -99,9 +102,9 @@ class Live(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Video.Output(display_name="video"),
-                MotionType.Output(display_name="motion"),
-                io.Float.Output(display_name="frame_rate"),
+                io.Video.Output(display_name="video", tooltip="The last recording, with its sound."),
+                MotionType.Output(display_name="motion", tooltip="The motion of the last recording."),
+                io.Float.Output(display_name="frame_rate", tooltip="Frames per second of the recorded motion."),
             ],
             is_output_node=True,
         )

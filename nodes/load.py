@@ -87,6 +87,10 @@ class LoadModel(io.ComfyNode):
             node_id="PersonaLiveLoadModel",
             display_name="Load PersonaLive Model",
             category="PersonaLive",
+            **compat.search_aliases(
+                "live portrait, liveportrait, face animate, animate portrait, talking head, avatar, portrait video, "
+                "reenact, miniature, persona live"
+            ),
             description="Loads the networks of PersonaLive: the official weights, others in models/personalive, or the "
             "small ones that come with the nodes.",
             inputs=[
@@ -105,7 +109,12 @@ class LoadModel(io.ComfyNode):
                     tooltip="Number format of the networks. 'auto' is what ComfyUI chooses for your card.",
                 ),
             ],
-            outputs=[ModelType.Output(display_name="model")],
+            outputs=[
+                ModelType.Output(
+                    display_name="model",
+                    tooltip="The five networks. Connect the same model to every node that takes one.",
+                )
+            ],
         )
 
     @classmethod

@@ -8,7 +8,6 @@ from fractions import Fraction
 from itertools import chain
 from typing import NamedTuple
 
-import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import io
@@ -22,12 +21,12 @@ from ..personalive_core.motion.hold import describe_held
 from ..personalive_core.motion.keypoints import crop_faces, draw_keypoint_map, transform_keypoints
 from ..personalive_core.motion.motion import Motion, MotionRecord
 from ..personalive_core.motion.performance import MAX_FRAME_RATE, Adjustment, Performance, trim
-from . import convert, memory
+from . import compat, convert, memory
 from .driving import open_driving, to_rate
 from .driving_crop import CropSettings, CropSettingsType
 from .load import ModelType, PersonaLiveModel
 from .reference import NodeReference, ReferenceType
-from .say import say_rate
+from .say import Progress, say_rate
 
 log = logging.getLogger("personalive")
 
@@ -69,8 +68,11 @@ class ExtractMotion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveExtractMotion",
-            display_name="Extract Motion",
+            display_name="PersonaLive Extract Motion",
             category="PersonaLive",
+            **compat.search_aliases(
+                "driving video, expression, facial expression, head pose, motion capture, face motion, reenact"
+            ),
             description="Reads head pose and expression off the driving video, picture by picture.",
             inputs=[
                 ModelType.Input("model", tooltip="From Load PersonaLive Model."),
@@ -125,10 +127,19 @@ class ExtractMotion(io.ComfyNode):
                 ),
             ],
             outputs=[
-                MotionType.Output(display_name="motion"),
-                io.Float.Output(display_name="frame_rate"),
-                io.Audio.Output(display_name="audio"),
-                io.String.Output(display_name="held"),
+                MotionType.Output(
+                    display_name="motion",
+                    tooltip="Head pose and expression of each frame, for Sample and the other nodes that take motion.",
+                ),
+                io.Float.Output(
+                    display_name="frame_rate", tooltip="Frames per second of the motion, for Assemble Video."
+                ),
+                io.Audio.Output(
+                    display_name="audio", tooltip="The driving video's sound, cut to the frames that are used."
+                ),
+                io.String.Output(
+                    display_name="held", tooltip="Which frames hold the last good motion, and why; empty if none does."
+                ),
             ],
         )
 
@@ -170,7 +181,7 @@ def _extract(
     model: PersonaLiveModel, frames: Iterator[DrivingFrame], total: int, hold: bool
 ) -> tuple[Motion, list[Fraction], list[Seen]]:
     """The motion of the frames, their times, and small pictures of them."""
-    bar, record, times, seen = comfy.utils.ProgressBar(total), MotionRecord(), [], []
+    progress, record, times, seen = Progress(total, "frames"), MotionRecord(), [], []
     first = next(frames)
     height, width = first.pixels.shape[:2]
     networks = model.load("motion_extractor", "motion_encoder", memory=memory.motion(width, height))
@@ -181,7 +192,7 @@ def _extract(
             times.append(frame.time)
             seen.append(Seen(_jpeg(face), _jpeg(_small(frame.overview())) if frame.overview else None))
         preview = Image.fromarray(seen[-1].draw(WHOLE_SIZE))
-        bar.update_absolute(len(seen), max(total, len(seen)), ("JPEG", preview, None))
+        progress.update(len(seen), max(total, len(seen)), ("JPEG", preview, None))
     return record.motion(), times, seen
 
 
@@ -200,8 +211,9 @@ class PreviewMotion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLivePreviewMotion",
-            display_name="Preview Motion",
+            display_name="PersonaLive Preview Motion",
             category="PersonaLive",
+            **compat.search_aliases("keypoints, facial landmarks, show motion, head pose"),
             description="Shows what the model sees: the face it cut out, and the pose as seven coloured dots; with "
             "Crop Driving the whole frame and its square too.",
             inputs=[
@@ -209,7 +221,12 @@ class PreviewMotion(io.ComfyNode):
                 io.Int.Input("start", default=0, min=0, max=10_000_000, tooltip="First frame to show."),
                 io.Int.Input("count", default=16, min=1, max=1000, tooltip="How many frames to show."),
             ],
-            outputs=[io.Image.Output(display_name="images")],
+            outputs=[
+                io.Image.Output(
+                    display_name="images",
+                    tooltip="One picture a frame. A coloured border marks frames that hold the last good motion.",
+                )
+            ],
         )
 
     @classmethod
@@ -237,8 +254,9 @@ class MakeContactSheet(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveContactSheet",
-            display_name="Contact Sheet",
+            display_name="PersonaLive Contact Sheet",
             category="PersonaLive",
+            **compat.search_aliases("compare, side by side, image grid"),
             description="Driver, keypoints and result at a few moments, side by side in one picture.",
             inputs=[
                 MotionType.Input("motion", tooltip="From Extract Motion, Adjust Motion or Load Motion."),
@@ -250,7 +268,7 @@ class MakeContactSheet(io.ComfyNode):
                 ),
                 io.Int.Input("columns", default=12, min=2, max=64, tooltip="How many moments to show at most."),
             ],
-            outputs=[io.Image.Output(display_name="image")],
+            outputs=[io.Image.Output(display_name="image", tooltip="All moments in one picture.")],
         )
 
     @classmethod

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..personalive_core.errors import InputError
 from ..personalive_core.motion.motion_file import SUFFIX, load_motion, save_motion
+from . import compat
 from .motion import MotionType, NodeMotion
 from .reference import NodeReference, ReferenceType
 
@@ -34,8 +35,9 @@ class SaveMotion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveSaveMotion",
-            display_name="Save Motion",
+            display_name="PersonaLive Save Motion",
             category="PersonaLive",
+            **compat.search_aliases("save expression, export motion, motion template"),
             description="Writes motion into a small file in ComfyUI's output folder, to be used for other portraits.",
             inputs=[
                 MotionType.Input("motion", tooltip="From Extract Motion or Adjust Motion."),
@@ -64,8 +66,9 @@ class LoadMotion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveLoadMotion",
-            display_name="Load Motion",
+            display_name="PersonaLive Load Motion",
             category="PersonaLive",
+            **compat.search_aliases("load expression, import motion, motion template"),
             description="Reads motion that Save Motion wrote, for any portrait.",
             inputs=[
                 ReferenceType.Input("reference", tooltip="From Encode Reference: the portrait that will move."),
@@ -75,7 +78,14 @@ class LoadMotion(io.ComfyNode):
                     tooltip="A file in ComfyUI's output or input folder that Save Motion wrote. Press R for new ones.",
                 ),
             ],
-            outputs=[MotionType.Output(display_name="motion"), io.Float.Output(display_name="frame_rate")],
+            outputs=[
+                MotionType.Output(
+                    display_name="motion", tooltip="The loaded motion, for Sample, Adjust Motion and Preview Motion."
+                ),
+                io.Float.Output(
+                    display_name="frame_rate", tooltip="Frames per second of the motion, for Assemble Video."
+                ),
+            ],
         )
 
     @classmethod

@@ -6,8 +6,6 @@ from fractions import Fraction
 from itertools import chain, tee
 from pathlib import Path
 
-import comfy.model_management
-import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import InputImpl, io
@@ -19,13 +17,13 @@ from ..personalive_core.framing.face_detector import CHOICES, Box
 from ..personalive_core.framing.paste_back import FEATHER, FEATHER_LIMITS, PasteBack
 from ..personalive_core.media.video_reader import Frame
 from ..personalive_core.media.video_writer import VideoWriter
-from . import convert
+from . import compat, convert
 from .assemble import CRF, SwitchedOff, removed_videos, temporary_video, write_sound
 from .detectors import detector_input, open_detector
 from .driving import Driving, frames_at, open_driving
 from .driving_crop import square_inputs
 from .load import ModelType
-from .say import say, say_first, say_rate
+from .say import Progress, say, say_first, say_rate
 
 NUMBER = "number"
 CropType = io.Custom("PERSONALIVE_CROP")
@@ -36,8 +34,9 @@ class CropPortrait(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveCropPortrait",
-            display_name="Crop Portrait",
+            display_name="PersonaLive Crop Portrait",
             category="PersonaLive",
+            **compat.search_aliases("crop face, face detector, face crop, head crop, yunet"),
             description="Cuts the square that the model needs out of a picture of any shape: head and shoulders.",
             inputs=[
                 io.MultiType.Input(
@@ -90,9 +89,14 @@ class CropPortrait(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image"),
-                CropType.Output(display_name="crop"),
-                io.Image.Output(display_name="preview"),
+                io.Image.Output(
+                    display_name="image", tooltip="The square with head and shoulders, for Encode Reference."
+                ),
+                CropType.Output(display_name="crop", tooltip="Where the square was, for Paste Back."),
+                io.Image.Output(
+                    display_name="preview",
+                    tooltip="The whole picture with the square drawn in, and the numbers of the faces found.",
+                ),
             ],
         )
 
@@ -160,8 +164,9 @@ class PasteBackNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLivePasteBack",
-            display_name="Paste Back",
+            display_name="PersonaLive Paste Back",
             category="PersonaLive",
+            **compat.search_aliases("composite face, stitch, face paste, uncrop"),
             description="Pastes the animated square back into the whole picture or video, with a soft edge.",
             inputs=[
                 io.MultiType.Input(
@@ -214,9 +219,14 @@ class PasteBackNode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Video.Output(display_name="video"),
-                io.Image.Output(display_name="images"),
-                io.Mask.Output(display_name="mask"),
+                io.Video.Output(
+                    display_name="video",
+                    tooltip="The whole picture in motion, with sound, as a temporary file: save it with Save Video.",
+                ),
+                io.Image.Output(display_name="images", tooltip="The frames as images, if 'images' is on."),
+                io.Mask.Output(
+                    display_name="mask", tooltip="Where the square was pasted: white inside, with its soft edge."
+                ),
             ],
         )
 
@@ -295,13 +305,12 @@ def _sound(audio: dict | None, squares: Driving, whole: Driving, wav: Path) -> t
 
 def _pasted(back: PasteBack, whole: Driving, squares: Iterator[Frame], count: int | None) -> Iterator[Frame]:
     """The whole pictures with the squares in them, until either ends, at the times of the squares."""
-    bar, done = comfy.utils.ProgressBar(count or 1), 0
+    progress, done = Progress(count or 1, "frames"), 0
     squares, timed = tee(squares)
     for picture, square in zip(frames_at(whole.frames, (frame.time for frame in timed)), squares, strict=False):
         pixels = back.paste(_completed(picture, back.crop), square.pixels)
         yield Frame(pixels, square.time)
         done += 1
-        bar.update_absolute(done, max(count or 0, done), ("JPEG", Image.fromarray(pixels), 512))
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        progress.update(done, max(count or 0, done), ("JPEG", Image.fromarray(pixels), 512))
     if whole.count and count and whole.count != count:
         say(f"the picture has {whole.count} frames, the animated video {count}: the result has {done}.")

@@ -12,9 +12,12 @@ from ..personalive_core.device import to_pixels
 from ..personalive_core.errors import InputError
 from ..personalive_core.media.pictures import fit_picture
 from ..personalive_core.sampling.reference import Reference, check_size, encode_reference
-from . import convert, memory
+from ..personalive_core.weights.find import MINIATURE
+from . import compat, convert, memory
 from .load import ModelType, PersonaLiveModel
-from .say import say_first
+from .say import say, say_first
+
+MINIATURE_SIDE = 128  # pixels of the drawn faces that the miniature was trained on
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def _side(name: str) -> io.Int.Input:
         min=MIN_SIDE,
         max=MAX_SIDE,
         step=PIXELS_PER_LATENT,
-        tooltip=f"{name.capitalize()} of the result in pixels.",
+        tooltip=f"{name.capitalize()} of the result in pixels: 512 for the official weights, 128 for the miniature.",
     )
 
 
@@ -49,8 +52,9 @@ class EncodeReference(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveEncodeReference",
-            display_name="Encode Reference",
+            display_name="PersonaLive Encode Reference",
             category="PersonaLive",
+            **compat.search_aliases("reference image, source image, portrait, avatar, live portrait, liveportrait"),
             description="Looks at the portrait once: its appearance, its pose, its expression.",
             inputs=[
                 ModelType.Input("model", tooltip="From Load PersonaLive Model."),
@@ -69,13 +73,23 @@ class EncodeReference(io.ComfyNode):
                     tooltip="How a portrait of another shape becomes that size.",
                 ),
             ],
-            outputs=[ReferenceType.Output(display_name="reference")],
+            outputs=[
+                ReferenceType.Output(
+                    display_name="reference",
+                    tooltip="The encoded portrait. Connect the same one to Extract Motion and Sample.",
+                )
+            ],
         )
 
     @classmethod
     def execute(cls, model: PersonaLiveModel, vae, clip_vision, image, width: int, height: int, fit: str):
         check_size(width, height)
         say_first(image, "images")
+        if model.files.folder == MINIATURE and max(width, height) > MINIATURE_SIDE:
+            say(
+                f"The miniature was trained at {MINIATURE_SIDE} x {MINIATURE_SIDE}: set width and height to that. "
+                f"{width} x {height} looks worse and takes {width * height / MINIATURE_SIDE**2:.0f} times as long."
+            )
         picture = fit_picture(convert.to_pictures(image[:1], "the portrait")[0], width, height, fit)
         reference = finish(encode_reference_stages(model, vae, clip_vision, picture))
         keep = comfy.model_management.intermediate_device()

@@ -5,7 +5,6 @@ from itertools import chain
 
 import comfy.latent_formats
 import comfy.model_management
-import comfy.utils
 import latent_preview
 import torch
 from comfy_api.latest import io
@@ -23,6 +22,7 @@ from . import compat, convert, memory
 from .load import ModelType, PersonaLiveModel
 from .motion import MotionType, NodeMotion
 from .reference import NodeReference, ReferenceType
+from .say import Progress
 
 WINDOW_NETWORKS = ("denoising_unet", "pose_guider")
 
@@ -32,8 +32,12 @@ class Sample(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PersonaLiveSample",
-            display_name="Sample",
+            display_name="PersonaLive Sample",
             category="PersonaLive",
+            **compat.search_aliases(
+                "face animate, animate face, animate portrait, live portrait, liveportrait, talking head, avatar, "
+                "puppet, reenact, face reenactment, portrait video, expression transfer, sampler"
+            ),
             description="Makes the portrait do what the driving video does. As many frames come out as went in.",
             inputs=[
                 ModelType.Input("model", tooltip="From Load PersonaLive Model."),
@@ -83,7 +87,12 @@ class Sample(io.ComfyNode):
                     tooltip="The same seed gives the same video.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip="The latents of all frames, for Assemble Video or VAE Decode.",
+                )
+            ],
         )
 
     @classmethod
@@ -108,15 +117,14 @@ class Sample(io.ComfyNode):
         keep = comfy.model_management.intermediate_device()
         samples = torch.empty(frames, *reference.reference.latents.shape[1:], device=keep)
         draw_preview = _previewer(model.device)
-        bar = comfy.utils.ProgressBar(total)
+        progress = Progress(total, "windows")
         state = stream.start(performance.motion, seed, performance.neutral)
         windows = chain(stream.push(state, performance.motion), stream.flush(state))
         done = 0
         for finished in one_behind(PinnedCopy(convert.to_host_latents(latents)) for latents in windows):
             samples[done : done + len(finished)] = finished
             done += len(finished)
-            bar.update_absolute(state.window, total, draw_preview(finished))
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            progress.update(state.window, total, draw_preview(finished))
         return io.NodeOutput({"samples": samples})
 
 

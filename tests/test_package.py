@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import personalive_core
+from check_release import FIELDS, complaint
 from personalive_core.weights.find import SIZES_FILE, find_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +78,7 @@ def test_the_wheel_brings_the_miniature_whole(archives: tuple[Path, Path], tmp_p
 def test_the_sdist_runs_the_tests(archives: tuple[Path, Path]):
     with tarfile.open(archives[1]) as sdist:
         names = {member.name.partition("/")[2] for member in sdist.getmembers() if member.isfile()}
-    folders = ("docs", "nodes", "personalive_core", "tests", "tools", "workflows")
+    folders = ("docs", "locales", "nodes", "personalive_core", "tests", "tools", "workflows")
     files = [*ROOT.glob("[!.]*.*"), *(path for folder in folders for path in (ROOT / folder).rglob("*.*"))]
     needed = {path.relative_to(ROOT).as_posix() for path in files if path.is_file()}
     assert {name for name in needed - names if not name.endswith(".pyc") and "/." not in name} == set()
@@ -125,3 +126,33 @@ def test_the_public_names_can_be_imported_and_cost_nothing_before():
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=CORE.parent, capture_output=True, text=True, check=True)
     assert done.stdout.split() == personalive_core.__all__
+
+
+def test_only_a_complete_and_consistent_version_is_released():
+    version, changelog = "1.2.3", "# Changelog\n\n## Unreleased\n\n## 1.2.3\n\n- New.\n"
+    bare = {"project": {"version": version, "urls": {}}, "tool": {"comfy": {}}}
+    full = {"project": {"version": version, "urls": {"Repository": "x"}}, "tool": {"comfy": {}}}
+    full["tool"]["comfy"] = dict.fromkeys(("PublisherId", "Icon", "Banner"), "x")
+    owners = "What the owner fills in, once"
+    sentence = complaint(bare, changelog, version)
+    assert "lacks Repository, PublisherId, Icon, Banner: " in sentence and owners in sentence
+    no_icon = full | {"tool": {"comfy": {"PublisherId": "x", "Banner": "x"}}}
+    assert "lacks Icon: " in complaint(no_icon, changelog, version)
+    assert "1.2.4" in complaint(full, changelog, "1.2.4")
+    assert "CHANGELOG.md" in complaint(full, "## Unreleased\n", version)
+    assert not complaint(full, changelog, version)
+    _, _, section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition(f"## {owners}\n")
+    assert all(f"`{name}`" in section for _, _, name in FIELDS)
+
+
+def test_only_a_tag_publishes_and_every_action_is_pinned():
+    workflows = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / ".github/workflows").glob("*.yml")}
+    if not workflows:
+        pytest.skip("the sdist has no workflows")
+    used = [action for text in workflows.values() for action in re.findall(r"uses: ([^.\s]\S*)", text)]
+    assert used and not [action for action in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action)]
+    assert [name for name, text in workflows.items() if "REGISTRY_ACCESS_TOKEN" in text] == ["publish.yml"]
+    publish = workflows["publish.yml"]
+    assert re.search(r"^on:\n  push:\n    tags: .+\n\n", publish, re.MULTILINE)  # and nothing more
+    _, _, job = publish.partition("\n  publish:\n")
+    assert "needs: [checks, quality]" in job and "environment: registry" in job

@@ -46,6 +46,21 @@ def expected(driving: np.ndarray) -> np.ndarray:
     return np.concatenate(list(pipeline.animate(reference, driving)))
 
 
+def test_a_size_that_the_miniature_does_not_know_is_said_on_the_node(host):
+    prompt = json.loads(TEMPLATE.read_text("utf-8"))
+    (name,) = (name for name, item in prompt.items() if item["class_type"] == "PersonaLiveEncodeReference")
+    needed, wanted = {}, [name]
+    while wanted:
+        key = wanted.pop()
+        needed[key] = prompt[key]
+        wanted += [value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list)]
+    needed["shown"] = node("PreviewAny", source=[name, 0])
+    assert not succeed(host, needed).texts
+    needed[name]["inputs"] |= {"width": 256, "height": 128}
+    (said,) = succeed(host, needed).texts[name]
+    assert "trained at 128 x 128" in said and "256 x 128 looks worse and takes 2 times as long" in said
+
+
 def test_example_input(host, driving):
     prompt = {
         "example": node("PersonaLiveExampleInput"),

@@ -51,6 +51,11 @@ def test_nodes_are_described(host):
     ours = {name: info for name, info in host.nodes.items() if name.startswith("PersonaLive")}
     assert set(ours) == NODES
     for name, info in ours.items():
+        assert "PersonaLive" in info["display_name"]
+        assert info["search_aliases"] if "search_aliases" in host.nodes["LoadImage"] else True
+        assert len(info.get("output_tooltips", [])) == len(info["output"]) and all(info.get("output_tooltips", [])), (
+            name
+        )
         assert info["category"] == "PersonaLive"
         assert info["description"]
         for inputs in (info["input"].get(kind, {}) for kind in ("required", "optional")):
@@ -83,6 +88,16 @@ def test_whole_way(host):
         values = [value for who, value, _ in run.progress if who == name]
         assert values == sorted(values) and values[-1] == next(m for who, _, m in run.progress if who == name)
         assert run.previews[name] and all(preview.startswith(b"\xff\xd8") for preview in run.previews[name])
+
+
+def test_progress_is_told_on_the_node_after_what_was_said(host):
+    prompt = {name: node("TestProgress", text=text) for name, text in (("silent", ""), ("talking", "One thing."))}
+    run = succeed(host, prompt)
+    assert run.texts == {
+        "silent": ["2 frames of 4, 1 s left", "4 frames in 2 s"],
+        "talking": ["One thing.", "One thing.\n2 frames of 4, 1 s left", "One thing.\n4 frames in 2 s"],
+    }
+    assert [value for who, value, _ in run.progress if who == "silent"][-1] == 4
 
 
 def test_host_nodes_take_the_latents(host):
@@ -142,9 +157,10 @@ def test_images_and_video_drive_alike(host):
     a = latents(host, succeed(host, sampling(seed=2)))
     run = succeed(host, sampling(seed=2) | images)
     b = latents(host, run)
-    assert run.texts["motion"] == [
+    said = (
         f"{FRAMES} images are taken as 25 frames a second (0.2 s): set 'frame_rate' if they were made at another rate."
-    ]
+    )
+    assert run.texts["motion"][0] == said
     assert (a - b).norm() / a.norm() < 0.02  # the host's own decoder rounds colours otherwise
 
 

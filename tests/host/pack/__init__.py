@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import time
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -156,6 +157,26 @@ class TestStrays:
         return {"ui": {"moved": sorted(moved), "stayed": sorted(stayed)}}
 
 
+class TestProgress:
+    """Says something, and makes slow progress."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "go", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"text": ("STRING",)}}
+
+    def go(self, text):
+        (module,) = (m for name, m in sys.modules.items() if name.endswith("nodes.say"))
+        if text:
+            module.say(text)
+        progress = module.Progress(4, "frames")
+        for done in range(1, 5):
+            time.sleep(0.6)
+            progress.update(done, 4)
+        return {}
+
+
 @PromptServer.instance.routes.get("/test/loaded_models")
 async def loaded_models(request):
     return web.json_response([loaded.model.model.__class__.__name__ for loaded in _loaded()])
@@ -174,4 +195,5 @@ NODE_CLASS_MAPPINGS = {
     "TestDecoders": TestDecoders,
     "TestDecoderTypes": TestDecoderTypes,
     "TestStrays": TestStrays,
+    "TestProgress": TestProgress,
 }
