@@ -83,9 +83,11 @@ class AdjustMotion(io.ComfyNode):
                 ReferenceType.Input(
                     "reference",
                     optional=True,
-                    tooltip="From Encode Reference: another portrait, which shall move in place of the motion's own.",
+                    tooltip="From Encode Reference: another portrait, which moves in place of the motion's own.",
                 ),
-                io.Audio.Input("audio", optional=True, tooltip="From Extract Motion: is trimmed with the motion."),
+                io.Audio.Input(
+                    "audio", optional=True, tooltip="The sound from Extract Motion, to be trimmed with the motion."
+                ),
             ],
             outputs=[
                 MotionType.Output(

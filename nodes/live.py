@@ -98,7 +98,7 @@ class Live(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Of the noise.",
+                    tooltip="Seed of the noise.",
                 ),
             ],
             outputs=[

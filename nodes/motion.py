@@ -113,7 +113,7 @@ class ExtractMotion(io.ComfyNode):
                     "mirror",
                     default=False,
                     optional=True,
-                    tooltip="Exchange left and right of the driving pictures before they are looked at.",
+                    tooltip="Swap left and right in the driving pictures first.",
                 ),
                 io.Boolean.Input(
                     "hold",
