@@ -1,4 +1,4 @@
-"""The host's page in Chromium: its search finds the nodes, and our types keep their colours."""
+"""The host's page in Chromium: its search finds the nodes, our types keep their colours, nodes can be bypassed."""
 
 import asyncio
 import json
@@ -42,6 +42,25 @@ COLOURS = """(() => {
     ]);
 })()"""
 
+BYPASS, NEVER = 4, 2  # modes of the page
+# Extract Motion -> Adjust Motion -> Sample, and a preview.
+GRAPH = """(async (modes) => {
+    app.graph.clear();
+    const names = ["ExtractMotion", "AdjustMotion", "Sample", "PreviewMotion"];
+    const [extract, adjust, sample, preview] = names.map(name => {
+        const node = LiteGraph.createNode("PersonaLive" + name);
+        app.graph.add(node);
+        node.mode = modes[name] ?? 0;
+        return node;
+    });
+    extract.connect(0, adjust, "motion");
+    adjust.connect(0, sample, "motion");
+    adjust.connect(0, preview, "motion");
+    const prompt = (await app.graphToPrompt()).output;
+    return Object.fromEntries(Object.values(prompt).map(({class_type, inputs}) =>
+        [class_type, prompt[inputs.motion?.[0]]?.class_type ?? null]));
+})"""
+
 
 async def open_page(browser: Browser, host) -> Page:
     page = await browser.open(f"http://127.0.0.1:{host.port}/")
@@ -74,5 +93,17 @@ def test_our_types_have_colours_of_their_own_under_every_palette(host):
             await asyncio.sleep(1)
             assert await page.evaluate(COLOURS) == first
             await page.evaluate("app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
+
+    asyncio.run(look())
+
+
+def test_a_bypassed_node_passes_the_motion_on_and_a_muted_one_is_left_out(host):
+    async def look() -> None:
+        async with Browser(None) as browser:
+            page = await open_page(browser, host)
+            plain = await page.evaluate(f"{GRAPH}({{}})")
+            assert plain["PersonaLiveSample"] == plain["PersonaLivePreviewMotion"] == "PersonaLiveAdjustMotion"
+            found = await page.evaluate(f"{GRAPH}({{AdjustMotion: {BYPASS}, PreviewMotion: {NEVER}}})")
+            assert found == {"PersonaLiveExtractMotion": None, "PersonaLiveSample": "PersonaLiveExtractMotion"}
 
     asyncio.run(look())
