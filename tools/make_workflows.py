@@ -605,6 +605,8 @@ def main() -> None:
     try:
         if not options.check:
             make_blueprint(page)
+        if not options.check:
+            make_blueprint(page)
         for name in WORKFLOWS:
             if not options.check:
                 make(page, name)
