@@ -49,23 +49,19 @@ TRY_NOTE = """\
 
 Press **Run**. A drawn character does what another one does. On a CPU this takes less than a minute.
 
-The *miniature* weights come with the nodes and know only drawn faces, at 128 x 128. Click the icon at the top right of
-the node in the middle to see its stages.
+The *miniature* weights come with the nodes and know only drawn faces, at 128 x 128. **PersonaLive**
+opens into its stages: click *Enter subgraph*, or the icon at its top right.
 """
 
 VIDEO_NOTE = """\
 # Animate a portrait with a video
 
 Press **Run** to see the drawn example. The result has the length, the speed and the sound of the driving video.
-"""
 
-YOURS_NOTE = """\
-### Your own files
-
-1. Choose a portrait and a video below, and connect both to **PersonaLive**, in place of *Example Input*.
-2. Set *weights* to *official* and *size* to 512. Open the node and press **Download weights** on *Load PersonaLive
-Model* (12.1 GB, for **research use**).
-3. For a first try set *count* to 50: two seconds. Animate only people who agreed to it.
+1. **Your own files**: connect *Load Image* and *Load Video* in place of *Example Input*.
+2. **Official weights**, for **research use**: set *weights* to *official* and *size* to 512. Open **PersonaLive** and press
+**Download weights** on *Load PersonaLive Model* (12.1 GB).
+3. For a first try set *count* to 50 frames. Animate only people who agreed to it.
 """
 
 PICTURE_NOTE = f"""\
@@ -181,13 +177,6 @@ def whole() -> dict:
     }
 
 
-def own_files() -> dict:
-    return whole() | {
-        "portrait": node("LoadImage", "Your portrait", image=""),
-        "driving": node("LoadVideo", "Your driving video", file=""),
-    }
-
-
 def picture() -> dict:
     return until_latent(["frame", 0]) | {
         "parts": node("GetVideoComponents", video=["example", 1]),
@@ -252,7 +241,8 @@ def live() -> dict:
     return nodes | {"live": node("PersonaLiveLive", **links)}
 
 
-COLUMN, WIDTH = 290, 250  # from one column to the next; of a node
+COLUMN, WIDTH = 285, 250  # from one column to the next; of a node
+TITLE = "PersonaLive"  # of the subgraph's node in a template
 INSIDE = {
     "model": (0, 240),
     "encoders": (1, 20),
@@ -275,25 +265,25 @@ WORKFLOWS = {
         whole(),
         stages(),
         {"example": (0, 0), "animate": (1, 0), "save": (2, 0)},
-        [(TRY_NOTE, 0, -280, 830, 220)],
+        [(TRY_NOTE, 0, -200, 820, 130)],
     ),
     "2 Animate a portrait with a video": (
-        own_files(),
+        whole(),
         stages(),
-        {"example": (0, 0), "animate": (1, 0), "save": (2, 0), "portrait": (0, 430), "driving": (1, 430)},
-        [(VIDEO_NOTE, 0, -190, 830, 120), (YOURS_NOTE, 0, 230, 830, 150)],
+        {"example": (0, 0), "animate": (1, 0), "save": (2, 0)},
+        [(VIDEO_NOTE, 0, -250, 820, 180)],
     ),
-    "3 Animate a portrait with one picture": (picture(), {}, {"model": (0, 340), "example": (0, 180), "encoders": (1, 0), "parts": (1, 400), "reference": (2, 60), "frame": (2, 400), "motion": (3, 300), "sample": (4, 220), "decode": (5, 0), "save": (6, 0)}, [(PICTURE_NOTE, 0, -240, 1000, 190)]),
+    "3 Animate a portrait with one picture": (picture(), {}, {"model": (0, 340), "example": (0, 180), "encoders": (1, 0), "parts": (1, 400), "reference": (2, 60), "frame": (2, 400), "motion": (3, 300), "sample": (4, 220), "decode": (5, 0), "save": (6, 0)}, [(PICTURE_NOTE, 0, -210, 1000, 140)]),
     "4 Long video": (
         until_latent(["example", 1], start=8, count=24) | assemble() | save("assemble"),
         {},
         {"model": (0, 300), "example": (1, 140), "encoders": (1, 0), "reference": (2, 420), "motion": (3, 120), "sample": (4, 400), "assemble": (5, 80), "save": (6, 80)},
-        [(LONG_NOTE, 0, -260, 1000, 210)],
+        [(LONG_NOTE, 0, -240, 1000, 170)],
     ),
-    "5 Crop, animate, paste back": (crop_and_paste(), stages("crop", quality="high"), {"example": (0, 20), "picture": (1, 300), "crop": (2, 360), "preview": (3, 440), "follow": (2, 80), "animate": (3, 0), "back": (4, 300), "save": (5, 300)}, [(CROP_NOTE, 0, -280, 1000, 220)]),
-    "6 Two people": (two_people(), stages(quality="high"), {"example": (0, 540), "picture": (1, 540), "crop": (2, 740), "crop_2": (2, 0), "driving": (2, 600), "driving_2": (2, 460), "animate": (3, 820), "animate_2": (3, 340), "back": (4, 560), "back_2": (5, 300), "save": (6, 300)}, [(TWO_NOTE, 0, -280, 1000, 220)]),
-    "7 Reuse motion": (reuse(), {}, tight({"model": (0, 180), "example": (0, 400), "encoders": (1, 0), "parts": (1, 760), "reference": (2, 380), "reference_2": (2, 700), "motion": (3, 200), "keep": (4, 0), "adjust": (4, 440), "sample": (5, 100), "assemble": (6, 360), "save": (7, 360)}), [(REUSE_NOTE, 0, -260, 1000, 210)]),
-    "8 Live": (live(), {}, {"model": (0, 220), "example": (0, 80), "encoders": (1, 0), "reference": (2, 160), "live": (3, 0)}, [(LIVE_NOTE, 0, -260, 830, 210)]),
+    "5 Crop, animate, paste back": (crop_and_paste(), stages("crop", quality="high"), {"example": (0, 20), "picture": (1, 300), "crop": (2, 360), "preview": (3, 440), "follow": (2, 80), "animate": (3, 0), "back": (4, 300), "save": (5, 300)}, [(CROP_NOTE, 0, -240, 820, 170)]),
+    "6 Two people": (two_people(), stages(quality="high"), {"example": (0, 541), "picture": (1, 541), "crop": (2, 0), "crop_2": (2, 800), "driving": (2, 450), "driving_2": (2, 600), "animate": (3, 620), "animate_2": (3, 880), "back": (4, 541), "back_2": (5, 800), "save": (6, 800)}, [(TWO_NOTE, 0, 60, 500, 300)]),
+    "7 Reuse motion": (reuse(), {}, tight({"model": (0, 420), "example": (0, 280), "encoders": (1, 560), "parts": (1, 700), "reference": (2, 0), "reference_2": (2, 260), "motion": (3, 600), "keep": (4, 700), "adjust": (4, 0), "sample": (5, 580), "assemble": (6, 380), "save": (7, 380)}), [(REUSE_NOTE, 0, -240, 1000, 170)]),
+    "8 Live": (live(), {}, {"model": (0, 220), "example": (0, 80), "encoders": (1, 0), "reference": (2, 160), "live": (3, 0)}, [(LIVE_NOTE, 0, -240, 820, 170)]),
 }
 
 THUMBNAIL = 512  # pixels on a side
@@ -384,7 +374,7 @@ def make(page: Page, name: str) -> None:
     subgraphs = [subgraph(page, inner, numbers)] if inner else []
     for key, item in graph.items():
         if item["class_type"] == BLUEPRINT:
-            made[numbers[key]] = _instance(numbers[key], subgraphs[0])
+            made[numbers[key]] = _instance(numbers[key], subgraphs[0], TITLE)
     links = _link(graph, made, numbers)
     for key in graph:
         _place(made[numbers[key]], *places[key])
@@ -420,7 +410,7 @@ def make_blueprint(page: Page) -> None:
         "revision": 0,
         "last_node_id": 1 + len(inner),
         "last_link_id": 0,
-        "nodes": [_instance(1, definition)],
+        "nodes": [_instance(1, definition, BLUEPRINT)],
         "links": [],
         "definitions": {"subgraphs": [definition]},
         "extra": {"BlueprintDescription": DESCRIPTION, "BlueprintSearchAliases": ALIASES.split(", ")},
@@ -536,7 +526,7 @@ def _slot(item: dict, name: str, kind: str) -> int:
     return [*names, name].index(name)
 
 
-def _instance(number: int, definition: dict) -> dict:
+def _instance(number: int, definition: dict, title: str) -> dict:
     inputs = [
         {"name": item["name"], "type": item["type"], "link": None}
         | ({"widget": {"name": item["name"]}} if item["name"] in VALUES else {})
@@ -546,13 +536,13 @@ def _instance(number: int, definition: dict) -> dict:
         "id": number,
         "type": definition["id"],
         "pos": [0, 0],
-        "size": [WIDTH, 140],
+        "size": [WIDTH, 122],
         "flags": {},
         "order": 0,
         "mode": 0,
         "inputs": inputs,
         "outputs": [{"name": "video", "type": "VIDEO", "links": []}],
-        "title": BLUEPRINT,
+        "title": title,
         "properties": {},
         "widgets_values": [],
     }
@@ -603,8 +593,6 @@ def main() -> None:
     options = parser.parse_args()
     page = Page(options.address)
     try:
-        if not options.check:
-            make_blueprint(page)
         if not options.check:
             make_blueprint(page)
         for name in WORKFLOWS:
