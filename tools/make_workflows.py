@@ -21,14 +21,9 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-from PIL import Image
-
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from face import draw_face
-from personalive_core.cli.demo import run_demo
-from personalive_core.media.video_reader import VideoReader
-from personalive_core.weights.find import EXAMPLE, MINIATURE
+from personalive_core.weights.find import MINIATURE
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = ROOT / "workflows"
@@ -59,8 +54,8 @@ VIDEO_NOTE = """\
 Press **Run** to see the drawn example. The result has the length, the speed and the sound of the driving video.
 
 1. **Your own files**: connect *Load Image* and *Load Video* in place of *Example Input*.
-2. **Official weights**, for **research use**: set *weights* to *official* and *size* to 512. Open **PersonaLive** and press
-**Download weights** on *Load PersonaLive Model* (12.1 GB).
+2. **Official weights**, for **research use**: set *weights* to *official* and *size* to 512. Open **PersonaLive** and
+press **Download weights** on *Load PersonaLive Model* (12.1 GB).
 3. For a first try set *count* to 50 frames. Animate only people who agreed to it.
 """
 
@@ -100,10 +95,10 @@ Back* pastes into the video of the first.
 """
 
 REUSE_NOTE = f"""\
-# Reuse motion
+# Adjust and save motion
 
-A motion that was extracted for one portrait moves another. *Adjust Motion* says how much of it that one takes. *Save
-Motion* writes it to *output/motion*: next time use *Load Motion* in place of *Extract Motion*, without the video.
+*Adjust Motion* says how much of the motion the portrait takes. *Save Motion* writes it to *output/motion*: next time
+use *Load Motion* in place of *Extract Motion*, for any portrait and without the video.
 
 {OFFICIAL}"""
 
@@ -161,6 +156,7 @@ def stages(*more: str, **options) -> dict:
     return inner
 
 
+INPUTS = "portrait", "driving", "crop", "weights", "size", "count"  # of the subgraph, in order
 VALUES = dict(weights=MINIATURE.name, size=128, count=0)  # of the subgraph's widgets
 
 
@@ -189,9 +185,7 @@ def picture() -> dict:
 def crop_and_paste() -> dict:
     return {
         "example": node("PersonaLiveExampleInput"),
-        "picture": node(
-            "ImagePadForOutpaint", image=["example", 0], left=96, top=64, right=96, bottom=0, feathering=0
-        ),
+        "picture": node("ImagePadForOutpaint", image=["example", 0], left=96, top=64, right=96, bottom=0, feathering=0),
         "crop": node("PersonaLiveCropPortrait", image=["picture", 0], size=128, detector="none", x=96, y=64, side=128),
         "preview": node("PreviewImage", images=["crop", 2]),
         "follow": node("PersonaLiveCropDriving", detector="none"),
@@ -224,15 +218,11 @@ def two_people() -> dict:
 
 
 def reuse() -> dict:
-    nodes = until_latent(["example", 1]) | {
-        "keep": node("PersonaLiveSaveMotion", motion=["motion", 0], filename_prefix="motion/PersonaLive"),
-        "parts": node("GetVideoComponents", video=["example", 1]),
-        "adjust": node("PersonaLiveAdjustMotion", motion=["motion", 0], reference=["reference_2", 0]),
-    }
-    own = nodes["reference"]["inputs"] | {"image": ["parts", 0]}
-    nodes["reference_2"] = node("PersonaLiveEncodeReference", "Second portrait", **own)
-    nodes["sample"]["inputs"] |= dict(reference=["reference_2", 0], motion=["adjust", 0])
-    return nodes | assemble() | save("assemble")
+    nodes = until_latent(["example", 1]) | assemble() | save("assemble")
+    nodes["keep"] = node("PersonaLiveSaveMotion", motion=["motion", 0], filename_prefix="motion/PersonaLive")
+    nodes["adjust"] = node("PersonaLiveAdjustMotion", motion=["motion", 0], expression=1.2)
+    nodes["sample"]["inputs"]["motion"] = ["adjust", 0]
+    return nodes
 
 
 def live() -> dict:
@@ -242,6 +232,8 @@ def live() -> dict:
 
 
 COLUMN, WIDTH = 285, 250  # from one column to the next; of a node
+LINK = "id", "origin_id", "origin_slot", "target_id", "target_slot", "type"  # in a subgraph
+INPUT_NODE, OUTPUT_NODE = -10, -20  # the two ends of a subgraph, as the page numbers them
 TITLE = "PersonaLive"  # of the subgraph's node in a template
 INSIDE = {
     "model": (0, 240),
@@ -258,7 +250,6 @@ def tight(places: dict[str, tuple[int, int]]) -> dict[str, tuple[float, int, int
     return {key: (column * 250 / COLUMN, y, 226) for key, (column, y) in places.items()}
 
 
-
 # Name -> nodes, stages of the subgraph, column and y of each node, notes with x, y, width, height.
 WORKFLOWS = {
     "1 Try it without downloads": (
@@ -273,19 +264,99 @@ WORKFLOWS = {
         {"example": (0, 0), "animate": (1, 0), "save": (2, 0)},
         [(VIDEO_NOTE, 0, -250, 820, 180)],
     ),
-    "3 Animate a portrait with one picture": (picture(), {}, {"model": (0, 340), "example": (0, 180), "encoders": (1, 0), "parts": (1, 400), "reference": (2, 60), "frame": (2, 400), "motion": (3, 300), "sample": (4, 220), "decode": (5, 0), "save": (6, 0)}, [(PICTURE_NOTE, 0, -210, 1000, 140)]),
+    "3 Animate a portrait with one picture": (
+        picture(),
+        {},
+        {
+            "model": (0, 340),
+            "example": (0, 180),
+            "encoders": (1, 0),
+            "parts": (1, 400),
+            "reference": (2, 60),
+            "frame": (2, 400),
+            "motion": (3, 300),
+            "sample": (4, 220),
+            "decode": (5, 0),
+            "save": (6, 0),
+        },
+        [(PICTURE_NOTE, 0, -210, 1000, 140)],
+    ),
     "4 Long video": (
         until_latent(["example", 1], start=8, count=24) | assemble() | save("assemble"),
         {},
-        {"model": (0, 300), "example": (1, 140), "encoders": (1, 0), "reference": (2, 420), "motion": (3, 120), "sample": (4, 400), "assemble": (5, 80), "save": (6, 80)},
+        {
+            "model": (0, 300),
+            "example": (1, 150),
+            "encoders": (1, 0),
+            "reference": (2, 420),
+            "motion": (3, 120),
+            "sample": (4, 400),
+            "assemble": (5, 80),
+            "save": (6, 80),
+        },
         [(LONG_NOTE, 0, -240, 1000, 170)],
     ),
-    "5 Crop, animate, paste back": (crop_and_paste(), stages("crop", quality="high"), {"example": (0, 20), "picture": (1, 300), "crop": (2, 360), "preview": (3, 440), "follow": (2, 80), "animate": (3, 0), "back": (4, 300), "save": (5, 300)}, [(CROP_NOTE, 0, -240, 820, 170)]),
-    "6 Two people": (two_people(), stages(quality="high"), {"example": (0, 541), "picture": (1, 541), "crop": (2, 0), "crop_2": (2, 800), "driving": (2, 450), "driving_2": (2, 600), "animate": (3, 620), "animate_2": (3, 880), "back": (4, 541), "back_2": (5, 800), "save": (6, 800)}, [(TWO_NOTE, 0, 60, 500, 300)]),
-    "7 Reuse motion": (reuse(), {}, tight({"model": (0, 420), "example": (0, 280), "encoders": (1, 560), "parts": (1, 700), "reference": (2, 0), "reference_2": (2, 260), "motion": (3, 600), "keep": (4, 700), "adjust": (4, 0), "sample": (5, 580), "assemble": (6, 380), "save": (7, 380)}), [(REUSE_NOTE, 0, -240, 1000, 170)]),
-    "8 Live": (live(), {}, {"model": (0, 220), "example": (0, 80), "encoders": (1, 0), "reference": (2, 160), "live": (3, 0)}, [(LIVE_NOTE, 0, -240, 820, 170)]),
+    "5 Crop, animate, paste back": (
+        crop_and_paste(),
+        stages("crop", quality="high"),
+        {
+            "example": (0, 20),
+            "picture": (1, 300),
+            "crop": (2, 360),
+            "preview": (3, 440),
+            "follow": (2, 80),
+            "animate": (3, 0),
+            "back": (4, 300),
+            "save": (5, 300),
+        },
+        [(CROP_NOTE, 0, -240, 820, 170)],
+    ),
+    "6 Two people": (
+        two_people(),
+        stages(quality="high"),
+        {
+            "example": (0, 540),
+            "picture": (1, 540),
+            "driving": (2, 0),
+            "crop": (2, 120),
+            "crop_2": (2, 600),
+            "driving_2": (2, 1050),
+            "animate": (3, 0),
+            "animate_2": (3, 960),
+            "back": (4, 540),
+            "back_2": (5, 940),
+            "save": (6, 940),
+        },
+        [(TWO_NOTE, 0, 0, 500, 300)],
+    ),
+    "7 Adjust and save motion": (
+        reuse(),
+        {},
+        tight(
+            {
+                "model": (0, 420),
+                "example": (0, 270),
+                "encoders": (1, 560),
+                "reference": (2, 260),
+                "motion": (3, 600),
+                "keep": (4, 710),
+                "adjust": (4, 0),
+                "sample": (5, 580),
+                "assemble": (6, 380),
+                "save": (7, 380),
+            }
+        ),
+        [(REUSE_NOTE, 0, -240, 1000, 170)],
+    ),
+    "8 Live": (
+        live(),
+        {},
+        {"model": (0, 230), "example": (0, 80), "encoders": (1, 0), "reference": (2, 160), "live": (3, 0)},
+        [(LIVE_NOTE, 0, -240, 820, 170)],
+    ),
 }
 
+RANDOM = "PersonaLiveSample", "PersonaLiveLive"  # to assemble in another quality must not sample anew
 THUMBNAIL = 512  # pixels on a side
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync --lang=en --window-size=2560,1400"""
@@ -420,56 +491,51 @@ def make_blueprint(page: Page) -> None:
 
 
 def subgraph(page: Page, inner: dict, numbers: dict[str, int]) -> dict:
-    """The definition of the subgraph with these stages. Its inputs are those that the stages name, and it gives the
+    """The definition of the subgraph with these stages. Its inputs are those that the stages name; it gives the
     video."""
-    values = {
-        str(numbers[f"inside {key}"]): {
-            **item,
-            "inputs": {k: VALUES.get(v[1], v) if isinstance(v, list) and not v[0] else v for k, v in item["inputs"].items()},
-        }
-        for key, item in inner.items()
-    }
-    made = _serialized(page, values)
     inside = {key: numbers[f"inside {key}"] for key in inner}
-    links = [
-        dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True))
-        for link in _link(inner, made, inside)
-    ]
-    wanted = dict.fromkeys(v[1] for item in inner.values() for v in item["inputs"].values() if isinstance(v, list) and not v[0])
-    order = [name for name in ("portrait", "driving", "crop", *VALUES) if name in wanted]
-    inputs, outputs = [], []
-    for slot, name in enumerate(order):
-        ends = [(key, k) for key, item in inner.items() for k, v in item["inputs"].items() if v == ["", name]]
-        first = None
-        ids = []
-        for key, k in ends:
+    ends: dict[str, list] = {}  # of each input: stages and their inputs
+    prompt = {}
+    for key, item in inner.items():
+        outer = {k: v[1] for k, v in item["inputs"].items() if isinstance(v, list) and not v[0]}
+        for k, name in outer.items():
+            ends.setdefault(name, []).append((key, k))
+        values = {k: VALUES[name] for k, name in outer.items() if name in VALUES}
+        prompt[str(inside[key])] = {**item, "inputs": item["inputs"] | values}
+    made = _serialized(page, prompt)
+    links = [dict(zip(LINK, link, strict=True)) for link in _link(inner, made, inside)]
+
+    def connect(*link) -> int:
+        links.append(dict(zip(LINK, (len(links) + 1, *link), strict=True)))
+        return len(links)
+
+    inputs = []
+    for name in sorted(ends, key=INPUTS.index):
+        numbers_of_links, kind = [], ""
+        for key, k in ends[name]:
             target = made[inside[key]]
-            place = _slot(target, k, "COMBO" if name == "weights" else "INT")
-            first = first or target["inputs"][place]["type"]
-            links.append(
-                dict(id=len(links) + 1, origin_id=-10, origin_slot=slot, target_id=target["id"], target_slot=place, type=first)
-            )
-            target["inputs"][place]["link"] = len(links)
-            ids.append(len(links))
-        inputs.append(dict(id=_uuid(f"input {name}"), name=name, type=first, linkIds=ids, pos=[-80, 20 + 20 * slot]))
-    last = made[inside["assemble"]]
-    links.append(dict(id=len(links) + 1, origin_id=last["id"], origin_slot=0, target_id=-20, target_slot=0, type="VIDEO"))
-    last["outputs"][0]["links"] = [len(links)]
-    for key in inner:
-        _place(made[inside[key]], *INSIDE[key])
-    left, right = -220, 6 * COLUMN
-    outputs.append(dict(id=_uuid("output video"), name="video", type="VIDEO", linkIds=[len(links)], pos=[right + 20, 20]))
+            slot = _slot(target, k, "COMBO" if name == "weights" else "INT")
+            kind = target["inputs"][slot]["type"]
+            target["inputs"][slot]["link"] = connect(INPUT_NODE, len(inputs), target["id"], slot, kind)
+            numbers_of_links.append(len(links))
+        place = [-80, 20 + 20 * len(inputs)]
+        inputs.append({"id": _uuid(name), "name": name, "type": kind, "linkIds": numbers_of_links, "pos": place})
+    last, right = made[inside["assemble"]], 6 * COLUMN
+    last["outputs"][0]["links"] = [connect(last["id"], 0, OUTPUT_NODE, 0, "VIDEO")]
+    video = {"id": _uuid("video"), "name": "video", "type": "VIDEO", "linkIds": [len(links)], "pos": [right + 20, 20]}
+    for key, number in inside.items():
+        _place(made[number], *INSIDE[key])
     return {
-        "id": _uuid(f"{BLUEPRINT} {' '.join(order)}"),
+        "id": _uuid(" ".join(ends)),
         "version": 1,
         "state": {"lastGroupId": 0, "lastNodeId": max(numbers.values()), "lastLinkId": len(links), "lastRerouteId": 0},
         "revision": 0,
         "config": {},
         "name": BLUEPRINT,
-        "inputNode": {"id": -10, "bounding": [left, 0, 140, 40 + 20 * len(order)]},
-        "outputNode": {"id": -20, "bounding": [right, 0, 120, 60]},
+        "inputNode": {"id": INPUT_NODE, "bounding": [-220, 0, 140, 40 + 20 * len(inputs)]},
+        "outputNode": {"id": OUTPUT_NODE, "bounding": [right, 0, 120, 60]},
         "inputs": inputs,
-        "outputs": outputs,
+        "outputs": [video],
         "widgets": [],
         "nodes": list(made.values()),
         "groups": [],
@@ -484,21 +550,18 @@ def _uuid(name: str) -> str:
 
 def _serialized(page: Page, prompt: dict) -> dict[int, dict]:
     """The nodes of a prompt, by number, as the page writes them, without links."""
-    page.run("await app.loadApiJson(arguments[0], 'nodes')", _without_links(prompt))
+    values = {
+        number: {**item, "inputs": {k: v for k, v in item["inputs"].items() if not isinstance(v, list)}}
+        for number, item in prompt.items()
+    }
+    page.run("await app.loadApiJson(arguments[0], 'nodes')", values)
     nodes = page.run("return (await app.graphToPrompt()).workflow.nodes")
     for item in nodes:
         for slot in item.get("inputs", []):
             slot["link"] = None
-        if item["type"] in ("PersonaLiveSample", "PersonaLiveLive"):  # to assemble in another quality must not sample anew
+        if item["type"] in RANDOM:
             item["widgets_values"] = ["fixed" if value == "randomize" else value for value in item["widgets_values"]]
     return {item["id"]: item for item in sorted(nodes, key=lambda item: item["id"])}
-
-
-def _without_links(prompt: dict) -> dict:
-    return {
-        number: {**item, "inputs": {k: v for k, v in item["inputs"].items() if not isinstance(v, list)}}
-        for number, item in prompt.items()
-    }
 
 
 def _link(graph: dict, made: dict[int, dict], numbers: dict[str, int]) -> list[list]:
