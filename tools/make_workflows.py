@@ -1,4 +1,5 @@
-"""Makes the templates in workflows/ and their API prompts in tests/host/workflows/, in the page of a running host.
+"""Makes the templates in workflows/, their API prompts in tests/host/workflows/ and the blueprint in subgraphs/, in the
+page of a running host. `make_pictures.py` makes the thumbnails.
 
 Needs Chromium with its driver, and a ComfyUI of the oldest supported version with this pack:
 
@@ -12,6 +13,7 @@ import argparse
 import base64
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -20,8 +22,6 @@ import time
 import urllib.request
 import uuid
 from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from personalive_core.weights.find import MINIATURE
 
@@ -112,7 +112,10 @@ at the camera for a second. **Stop** ends the run. The recording is in *output/l
 
 
 def node(class_type: str, title: str | None = None, **inputs) -> dict:
-    """Links are [name, output], or ["", name] inside a subgraph for an input of it."""
+    """Links are [name, output], or ["", name] inside a subgraph for an input of it. Our nodes have short titles here:
+    with the pack's name in each they are too wide."""
+    if title is None and class_type.startswith("PersonaLive") and class_type != "PersonaLiveLoadModel":
+        title = " ".join(re.findall("[A-Z][a-z]+", class_type.removeprefix("PersonaLive")))
     return {"class_type": class_type, "inputs": inputs} | ({"_meta": {"title": title}} if title else {})
 
 
@@ -357,7 +360,6 @@ WORKFLOWS = {
 }
 
 RANDOM = "PersonaLiveSample", "PersonaLiveLive"  # to assemble in another quality must not sample anew
-THUMBNAIL = 512  # pixels on a side
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync --lang=en --window-size=2560,1400"""
 
@@ -442,7 +444,7 @@ def make(page: Page, name: str) -> None:
     numbers = {key: i for i, key in enumerate([*graph, *(f"inside {key}" for key in inner)], 1)}
     outside = {key: item for key, item in graph.items() if item["class_type"] != BLUEPRINT}
     made = _serialized(page, {str(numbers[key]): item for key, item in outside.items()})
-    subgraphs = [subgraph(page, inner, numbers)] if inner else []
+    subgraphs = [subgraph(page, name, inner, numbers)] if inner else []
     for key, item in graph.items():
         if item["class_type"] == BLUEPRINT:
             made[numbers[key]] = _instance(numbers[key], subgraphs[0], TITLE)
@@ -475,7 +477,7 @@ def make(page: Page, name: str) -> None:
 def make_blueprint(page: Page) -> None:
     inner = stages()
     numbers = {f"inside {key}": i for i, key in enumerate(inner, 2)}
-    definition = subgraph(page, inner, numbers)
+    definition = subgraph(page, BLUEPRINT, inner, numbers)
     blueprint = {
         "id": _uuid(BLUEPRINT),
         "revision": 0,
@@ -490,17 +492,17 @@ def make_blueprint(page: Page) -> None:
     _write(SUBGRAPHS / f"{BLUEPRINT}.json", blueprint)
 
 
-def subgraph(page: Page, inner: dict, numbers: dict[str, int]) -> dict:
+def subgraph(page: Page, name: str, inner: dict, numbers: dict[str, int]) -> dict:
     """The definition of the subgraph with these stages. Its inputs are those that the stages name; it gives the
     video."""
     inside = {key: numbers[f"inside {key}"] for key in inner}
     ends: dict[str, list] = {}  # of each input: stages and their inputs
     prompt = {}
     for key, item in inner.items():
-        outer = {k: v[1] for k, v in item["inputs"].items() if isinstance(v, list) and not v[0]}
-        for k, name in outer.items():
-            ends.setdefault(name, []).append((key, k))
-        values = {k: VALUES[name] for k, name in outer.items() if name in VALUES}
+        outside = {k: v[1] for k, v in item["inputs"].items() if isinstance(v, list) and not v[0]}
+        for k, outer in outside.items():
+            ends.setdefault(outer, []).append((key, k))
+        values = {k: VALUES[outer] for k, outer in outside.items() if outer in VALUES}
         prompt[str(inside[key])] = {**item, "inputs": item["inputs"] | values}
     made = _serialized(page, prompt)
     links = [dict(zip(LINK, link, strict=True)) for link in _link(inner, made, inside)]
@@ -510,23 +512,23 @@ def subgraph(page: Page, inner: dict, numbers: dict[str, int]) -> dict:
         return len(links)
 
     inputs = []
-    for name in sorted(ends, key=INPUTS.index):
+    for outer in sorted(ends, key=INPUTS.index):
         numbers_of_links, kind = [], ""
-        for key, k in ends[name]:
+        for key, k in ends[outer]:
             target = made[inside[key]]
-            slot = _slot(target, k, "COMBO" if name == "weights" else "INT")
+            slot = _slot(target, k, "COMBO" if outer == "weights" else "INT")
             kind = target["inputs"][slot]["type"]
             target["inputs"][slot]["link"] = connect(INPUT_NODE, len(inputs), target["id"], slot, kind)
             numbers_of_links.append(len(links))
         place = [-80, 20 + 20 * len(inputs)]
-        inputs.append({"id": _uuid(name), "name": name, "type": kind, "linkIds": numbers_of_links, "pos": place})
+        inputs.append({"id": _uuid(outer), "name": outer, "type": kind, "linkIds": numbers_of_links, "pos": place})
     last, right = made[inside["assemble"]], 6 * COLUMN
     last["outputs"][0]["links"] = [connect(last["id"], 0, OUTPUT_NODE, 0, "VIDEO")]
     video = {"id": _uuid("video"), "name": "video", "type": "VIDEO", "linkIds": [len(links)], "pos": [right + 20, 20]}
     for key, number in inside.items():
         _place(made[number], *INSIDE[key])
     return {
-        "id": _uuid(" ".join(ends)),
+        "id": _uuid(f"stages of {name}"),
         "version": 1,
         "state": {"lastGroupId": 0, "lastNodeId": max(numbers.values()), "lastLinkId": len(links), "lastRerouteId": 0},
         "revision": 0,
