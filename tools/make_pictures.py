@@ -31,7 +31,6 @@ from server import Server
 PICTURES = ROOT / "docs" / "pictures"
 HELP = ROOT / "nodes" / "web" / "docs"
 THUMBNAIL, TILE = 512, 400  # pixels on a side; of a face on it
-BACKGROUND = "#cfd8dc"  # as behind the faces
 
 RESULTS = "SaveVideo", "SaveImage"
 WORKFLOW_ZOOM, NODE_ZOOM = 0.8, 1.0
@@ -121,13 +120,14 @@ def thumbnail(before: Image.Image, frames: list[Image.Image]) -> Image.Image:
     """Before, and the frame that differs most from it: faces side by side, wide pictures one above the other."""
     start = np.asarray(before.resize(frames[0].size), np.float32)
     after = max(frames, key=lambda frame: np.abs(np.asarray(frame) - start).mean())
-    sheet, half = Image.new("RGB", (THUMBNAIL, THUMBNAIL), BACKGROUND), THUMBNAIL // 2
+    sheet, half = Image.new("RGB", (THUMBNAIL, THUMBNAIL)), THUMBNAIL // 2
     for i, picture in enumerate((before, after)):
         if picture.width > picture.height:
             sheet.paste(ImageOps.fit(picture, (THUMBNAIL, half - 2), centering=(0.5, 1.0)), (0, i * (half + 2)))
         else:
             face = picture.resize((TILE, TILE), Image.Resampling.LANCZOS)
             left = (TILE - half) // 2
+            sheet.paste(face.getpixel((TILE // 2, 0)), (i * half, 0, (i + 1) * half, THUMBNAIL))
             sheet.paste(face.crop((left, 0, left + half, TILE)), (i * half, THUMBNAIL - TILE))
     return sheet
 
