@@ -34,9 +34,10 @@ BLUEPRINT = "PersonaLive (portrait + video to video)"
 DESCRIPTION = "Animates a portrait by a driving video. Open it to see the stages."
 ALIASES = "live portrait, liveportrait, face animate, driving video, talking head, avatar, reenact, expression"
 
-OFFICIAL = """\
-**Your own portrait and video**: use *Load Image* and *Load Video* in place of *Example Input*, choose *official* for
-*weights*, and set the size to 512. *Download weights* on *Load PersonaLive Model* fetches them (12.1 GB).
+LOADERS = "*Load Image* and *Load Video*"
+OFFICIAL = f"""\
+**Your own portrait and video**: use {LOADERS} in place of *Example Input*, choose *official* for *weights*, and set
+*width* and *height* to 512. *Download weights* on *Load PersonaLive Model* fetches them (12.1 GB, for **research use**).
 """
 
 TRY_NOTE = """\
@@ -64,7 +65,7 @@ PICTURE_NOTE = f"""\
 
 Press **Run**. One picture comes out: the portrait with the expression of one frame, its head turned that way.
 
-{OFFICIAL}"""
+{OFFICIAL.replace("portrait and video", "pictures").replace(LOADERS, "*Load Image* twice")}"""
 
 LONG_NOTE = f"""\
 # Long video, or a part of one
@@ -91,7 +92,8 @@ Each *Crop Portrait* cuts out one person, and each **PersonaLive** takes a drivi
 Back* pastes into the video of the first.
 
 **Your own files**: *Load Image* in place of *Stitch Images*, a *Load Video* for each person, *official* weights, *size*
-512. To find the faces, set *side* to 0, *face* to *number* and *detector* to *yunet*, and press **Download yunet**.
+512. To find the faces, set *side* to 0, *detector* to *yunet*, *face* to *number* and *number* to 0 and 1, and press
+**Download yunet**.
 """
 
 REUSE_NOTE = f"""\
@@ -108,7 +110,7 @@ LIVE_NOTE = f"""\
 Press **Run**, open the tab **PersonaLive Live** (the camera at the left edge), press **Start** there and look straight
 at the camera for a second. **Stop** ends the run. The recording is in *output/live*.
 
-{OFFICIAL.replace("and *Load Video* ", "").replace(" and video", "")}"""
+{OFFICIAL.replace("portrait and video", "portrait").replace(LOADERS, "*Load Image*")}"""
 
 
 def node(class_type: str, title: str | None = None, **inputs) -> dict:
@@ -259,7 +261,7 @@ WORKFLOWS = {
         whole(),
         stages(),
         {"example": (0, 0), "animate": (1, 0), "save": (2, 0)},
-        [(TRY_NOTE, 0, -200, 820, 130)],
+        [(TRY_NOTE, 0, -220, 820, 150)],
     ),
     "2 Animate a portrait with a video": (
         whole(),
@@ -282,7 +284,7 @@ WORKFLOWS = {
             "decode": (5, 0),
             "save": (6, 0),
         },
-        [(PICTURE_NOTE, 0, -210, 1000, 140)],
+        [(PICTURE_NOTE, 0, -230, 1000, 160)],
     ),
     "4 Long video": (
         until_latent(["example", 1], start=8, count=24) | assemble() | save("assemble"),
