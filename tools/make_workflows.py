@@ -37,7 +37,7 @@ ALIASES = "live portrait, liveportrait, face animate, driving video, talking hea
 LOADERS = "*Load Image* and *Load Video*"
 OFFICIAL = f"""\
 **Your own portrait and video**: use {LOADERS} in place of *Example Input*, choose *official* for *weights*, and set
-*width* and *height* to 512. *Download weights* on *Load PersonaLive Model* fetches them (12.1 GB, for **research use**).
+*width* and *height* to 512. *Download weights* on *Load PersonaLive Model* fetches them: 12.1 GB, for **research use**.
 """
 
 TRY_NOTE = """\
