@@ -78,7 +78,7 @@ def test_the_wheel_brings_the_miniature_whole(archives: tuple[Path, Path], tmp_p
 def test_the_sdist_runs_the_tests(archives: tuple[Path, Path]):
     with tarfile.open(archives[1]) as sdist:
         names = {member.name.partition("/")[2] for member in sdist.getmembers() if member.isfile()}
-    folders = ("docs", "locales", "nodes", "personalive_core", "tests", "tools", "workflows")
+    folders = ("docs", "locales", "nodes", "personalive_core", "subgraphs", "tests", "tools", "workflows")
     files = [*ROOT.glob("[!.]*.*"), *(path for folder in folders for path in (ROOT / folder).rglob("*.*"))]
     needed = {path.relative_to(ROOT).as_posix() for path in files if path.is_file()}
     assert {name for name in needed - names if not name.endswith(".pyc") and "/." not in name} == set()

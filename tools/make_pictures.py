@@ -1,11 +1,11 @@
-"""Makes the pictures of README and help pages: what the demo makes, and screenshots in the page of a host that it
-starts.
+"""Makes the pictures of README and help pages, and the thumbnails of the templates: what the demo makes, what the
+templates make in a host that this starts, and screenshots of its page.
 
 Needs Chromium with its driver, and the folder of a ComfyUI with its `.venv`; no GPU:
 
     PYTHONPATH=. python tools/make_pictures.py ~/ComfyUI
 
-All faces are drawn by programs. Nothing is run in the page, so only the demo's sheet shows a result: the miniature's.
+All faces are drawn by programs; the results are the miniature's.
 Use the newest ComfyUI that is supported.
 """
 
@@ -15,26 +15,14 @@ import json
 import sys
 import tempfile
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from make_workflows import (
-    MOTION,
-    ROOT,
-    SURPRISED,
-    TEMPLATES,
-    WORKFLOWS,
-    Page,
-    driver,
-    node,
-    photo,
-    portrait,
-)
+from make_workflows import PROMPTS, ROOT, TEMPLATES, WORKFLOWS, Page, node
 from personalive_core.cli.demo import run_demo
-from personalive_core.media.video_writer import VideoWriter
+from personalive_core.media.video_reader import VideoReader
 
 sys.path.append(str(ROOT / "tests" / "host"))
 
@@ -42,14 +30,14 @@ from server import Server
 
 PICTURES = ROOT / "docs" / "pictures"
 HELP = ROOT / "nodes" / "web" / "docs"
-FRAMES, RATE = 48, Fraction(24)
-FACE = 512  # pixels on a side
+THUMBNAIL, TILE = 512, 400  # pixels on a side; of a face on it
 
+RESULTS = "SaveVideo", "SaveImage"
 WORKFLOW_ZOOM, NODE_ZOOM = 0.8, 1.0
 LARGEST = 2300, 1120  # width and height of a picture that the window has room for
 NODE_MARGINS = 170, 80, 60  # at the sides, above and below, for its links and a bit of its neighbours
 NODES = {  # of which template
-    "Animate a portrait with a video": (
+    "4 Long video": (
         "PersonaLiveLoadModel",
         "PersonaLiveLoadEncoders",
         "PersonaLiveEncodeReference",
@@ -57,10 +45,10 @@ NODES = {  # of which template
         "PersonaLiveSample",
         "PersonaLiveAssembleVideo",
     ),
-    "Crop, animate, paste back": ("PersonaLiveCropPortrait", "PersonaLiveCropDriving", "PersonaLivePasteBack"),
-    "Reuse motion": ("PersonaLiveLoadMotion", "PersonaLiveAdjustMotion"),
-    "Try it without downloads": ("PersonaLiveExampleInput",),
-    "Live": ("PersonaLiveLive",),
+    "5 Crop, animate, paste back": ("PersonaLiveCropPortrait", "PersonaLiveCropDriving", "PersonaLivePasteBack"),
+    "7 Adjust and save motion": ("PersonaLiveAdjustMotion",),
+    "1 Try it without downloads": ("PersonaLiveExampleInput",),
+    "8 Live": ("PersonaLiveLive",),
 }
 
 # These are in no template.
@@ -68,6 +56,10 @@ SHOWN = {"1": node("PersonaLiveExtractMotion"), "3": node("PreviewImage", images
 ALONE = {
     "PersonaLivePreviewMotion": SHOWN | {"2": node("PersonaLivePreviewMotion", motion=["1", 0])},
     "PersonaLiveContactSheet": SHOWN | {"2": node("PersonaLiveContactSheet", motion=["1", 0])},
+    "PersonaLiveLoadMotion": {
+        "1": node("PersonaLiveEncodeReference"),
+        "2": node("PersonaLiveLoadMotion", reference=["1", 0]),
+    },
     "PersonaLiveSaveMotion": {
         "1": node("PersonaLiveExtractMotion"),
         "2": node("PersonaLiveSaveMotion", motion=["1", 0]),
@@ -82,8 +74,8 @@ IN_A_ROW = """
 NODE_BOX = """
     const [node] = app.graph.findNodesByType(arguments[0]);
     return [...node.pos, ...node.size]"""
-GROUPS_BOX = """
-    const boxes = app.graph.groups.map(group => [...group.pos, ...group.size]);
+NODES_BOX = """
+    const boxes = app.graph.nodes.map(node => [...node.boundingRect]);
     const [x, y] = [0, 1].map(axis => Math.min(...boxes.map(box => box[axis])));
     const [right, bottom] = [0, 1].map(axis => Math.max(...boxes.map(box => box[axis] + box[axis + 2])));
     return [x, y, right - x, bottom - y]"""
@@ -94,24 +86,50 @@ LOOK_AT = """
     app.canvas.setDirty(true, true);"""
 
 
-def write_base(base: Path) -> None:
-    """The folders of a host with everything that the templates name."""
-    for name in ("custom_nodes", "input", "output"):
-        (base / name).mkdir(parents=True)
-    (base / "custom_nodes" / "personalive").symlink_to(ROOT)
-    (base / "input" / MOTION).touch()  # its name alone counts
-    _large(portrait()).save(base / "input" / "portrait.png")
-    _large(driver(**SURPRISED)).save(base / "input" / "expression.png")
-    photo({}, {}).save(base / "input" / "photo.png")
-    with VideoWriter(base / "input" / "driving.mp4", FACE, FACE, RATE) as video:
-        for i in range(FRAMES):
-            phase = 2 * np.pi * i / FRAMES
-            face = driver(yaw=np.sin(phase), mouth=(1 - np.cos(2 * phase)) / 2)
-            video.write(np.asarray(_large(face)), i / RATE)
+def take_thumbnails(server: Server) -> None:
+    """Runs each template. Live needs a camera: it shows what the first makes."""
+    for name in WORKFLOWS:
+        prompt = json.loads(
+            (PROMPTS / f"{name if 'Live' not in name else next(iter(WORKFLOWS))}.json").read_text("utf-8")
+        )
+        prompt["before"] = node("SaveImage", images=_shown_before(prompt), filename_prefix="before")
+        run = server.run(prompt)
+        (result,) = (key for key, item in prompt.items() if key != "before" and item["class_type"] in RESULTS)
+        before, after = (_frames(server, run.outputs[key]["images"][0]) for key in ("before", result))
+        thumbnail(before[0], after).save(TEMPLATES / f"{name}.jpg", quality=88, optimize=True)
 
 
-def _large(face: Image.Image) -> Image.Image:
-    return face.resize((FACE, FACE), Image.Resampling.LANCZOS)
+def _shown_before(prompt: dict) -> list:
+    """The link of the whole picture, or of the portrait."""
+    for class_type, key in (("PersonaLivePasteBack", "picture"), ("PersonaLiveEncodeReference", "image")):
+        for item in prompt.values():
+            if item["class_type"] == class_type:
+                return item["inputs"][key]
+    raise ValueError("no picture in this prompt")
+
+
+def _frames(server: Server, file: dict) -> list[Image.Image]:
+    path = server.base / "output" / file["subfolder"] / file["filename"]
+    if path.suffix == ".png":
+        return [Image.open(path).convert("RGB")]
+    with VideoReader(path) as video:
+        return [Image.fromarray(frame.pixels) for frame in video]
+
+
+def thumbnail(before: Image.Image, frames: list[Image.Image]) -> Image.Image:
+    """Before, and the frame that differs most from it: faces side by side, wide pictures one above the other."""
+    start = np.asarray(before.resize(frames[0].size), np.float32)
+    after = max(frames, key=lambda frame: np.abs(np.asarray(frame) - start).mean())
+    sheet, half = Image.new("RGB", (THUMBNAIL, THUMBNAIL)), THUMBNAIL // 2
+    for i, picture in enumerate((before, after)):
+        if picture.width > picture.height:
+            sheet.paste(ImageOps.fit(picture, (THUMBNAIL, half - 2), centering=(0.5, 1.0)), (0, i * (half + 2)))
+        else:
+            face = picture.resize((TILE, TILE), Image.Resampling.LANCZOS)
+            left = (TILE - half) // 2
+            sheet.paste(face.getpixel((TILE // 2, 0)), (i * half, 0, (i + 1) * half, THUMBNAIL))
+            sheet.paste(face.crop((left, 0, left + half, TILE)), (i * half, THUMBNAIL - TILE))
+    return sheet
 
 
 def screenshot(page: Page, box: list[float], zoom: float) -> Image.Image:
@@ -145,9 +163,12 @@ def main() -> None:
     save_demo()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder, "base")
-        write_base(base)
+        for name in ("custom_nodes", "input", "output"):
+            (base / name).mkdir(parents=True)
+        (base / "custom_nodes" / "personalive").symlink_to(ROOT)
         server = Server(options.comfyui, base, "--cpu")
         try:
+            take_thumbnails(server)
             page = Page(f"http://127.0.0.1:{server.port}")
             try:
                 take_pictures(page)
@@ -161,9 +182,9 @@ def take_pictures(page: Page) -> None:
     templates = {name: json.loads((TEMPLATES / f"{name}.json").read_text("utf-8")) for name in WORKFLOWS}
     for name, template in templates.items():
         page.open(template)
-        box = page.run(GROUPS_BOX)
+        box = page.run(NODES_BOX)
         zoom = min(WORKFLOW_ZOOM, *(most / side for most, side in zip(LARGEST, box[2:], strict=True)))
-        save(screenshot(page, box, zoom), PICTURES / f"{name.lower().replace(',', '').replace(' ', '-')}.webp")
+        save(screenshot(page, box, zoom), PICTURES / f"{name[2:].lower().replace(',', '').replace(' ', '-')}.webp")
     for template, names in NODES.items():
         page.open(templates[template])
         for name in names:

@@ -1,4 +1,5 @@
-"""Makes the templates in workflows/ and their API prompts in tests/host/workflows/, in the page of a running host.
+"""Makes the templates in workflows/, their API prompts in tests/host/workflows/ and the blueprint in subgraphs/, in the
+page of a running host. `make_pictures.py` makes the thumbnails.
 
 Needs Chromium with its driver, and a ComfyUI of the oldest supported version with this pack:
 
@@ -12,6 +13,7 @@ import argparse
 import base64
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -21,477 +23,347 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-from PIL import Image
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-
-from face import draw_face
-from personalive_core.cli.demo import run_demo
-from personalive_core.media.video_reader import VideoReader
-from personalive_core.weights.find import EXAMPLE, MINIATURE
+from personalive_core.weights.find import MINIATURE
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = ROOT / "workflows"
 PROMPTS = ROOT / "tests" / "host" / "workflows"
-HUB = "https://huggingface.co"
-MOTION = "performance.motion.safetensors"
-DETECTOR = "yunet"
+SUBGRAPHS = ROOT / "subgraphs"
 
-FILES = f"""
-## Which files go where
+BLUEPRINT = "PersonaLive (portrait + video to video)"
+DESCRIPTION = "Animates a portrait by a driving video. Open it to see the stages."
+ALIASES = "live portrait, liveportrait, face animate, driving video, talking head, avatar, reenact, expression"
 
-Press **Download weights** on *Load PersonaLive Model*: it fetches what is missing (12.1 GB). Or put the files into the
-folder *models* of ComfyUI yourself:
+LOADERS = "*Load Image* and *Load Video*"
+OFFICIAL = f"""\
+**Your own portrait and video**: use {LOADERS} in place of *Example Input*, choose *official* for *weights*, and set
+*width* and *height* to 512. *Download weights* on *Load PersonaLive Model* fetches them: 12.1 GB, for **research use**.
+"""
 
-- **models/personalive**: the six files ending in *.pth* from
-[huaichang/PersonaLive]({HUB}/huaichang/PersonaLive/tree/main/pretrained_weights/personalive).
-- **models/vae**: *diffusion_pytorch_model.safetensors* from
-[stabilityai/sd-vae-ft-mse]({HUB}/stabilityai/sd-vae-ft-mse/tree/main).
-- **models/clip_vision**: *pytorch_model.bin* from
-[lambdalabs/sd-image-variations-diffusers]({HUB}/lambdalabs/sd-image-variations-diffusers/tree/main/image_encoder).
+TRY_NOTE = """\
+# Try it without downloads
 
-If you have the last two under other names, use *Load VAE* and *Load CLIP Vision* in place of *Load VAE and Image
-Encoder*.
+Press **Run**. A drawn character does what another one does. On a CPU this takes less than a minute.
 
-The official weights are for **research use**: read their terms first. Animate only people who agreed to it, and say
-that the result is synthetic.
+The *miniature* weights come with the nodes and know only drawn faces, at 128 x 128. **PersonaLive**
+opens into its stages: click *Enter subgraph*, or the icon at its top right.
 """
 
 VIDEO_NOTE = """\
 # Animate a portrait with a video
 
-1. **Portrait**: a picture of one person, head and shoulders. Its middle is cut out, 512 x 512.
-2. **Driving video**: one face, large in the picture. Another person will do.
-3. Press **Run**. The result has the length, the speed and the sound of the driving video.
+Press **Run** to see the drawn example. The result has the length, the speed and the sound of the driving video.
 
-For a first try set *count* in *Extract Motion* to 50: two seconds.
+1. **Your own files**: connect *Load Image* and *Load Video* in place of *Example Input*.
+2. **Official weights**, for **research use**: set *weights* to *official* and *size* to 512. Open **PersonaLive** and
+press **Download weights** on *Load PersonaLive Model* (12.1 GB).
+3. For a first try set *count* to 50 frames. Animate only people who agreed to it.
 """
 
-PICTURE_NOTE = """\
+PICTURE_NOTE = f"""\
 # Animate a portrait with one picture
 
-1. **Portrait**: a picture of one person, head and shoulders. Its middle is cut out, 512 x 512.
-2. **Expression**: a photo of a face. Another person will do.
-3. Press **Run**. One picture comes out: the portrait with that expression, its head turned that way.
+Press **Run**. One picture comes out: the portrait with the expression of one frame, its head turned that way.
 
-To try another expression choose another photo: the portrait is not encoded again.
-"""
+{OFFICIAL.replace("portrait and video", "pictures").replace(LOADERS, "*Load Image* twice")}"""
 
-EXAMPLE_NOTE = """\
-# Try it without downloads
+LONG_NOTE = f"""\
+# Long video, or a part of one
 
-Press **Run**. A drawn character takes on what another one does; on a CPU it takes less than a minute.
+*start* and *count* in *Extract Motion* choose the part; *count* 0 is everything. GPU memory does not grow with the
+length. The computer keeps about 70 KB of each frame: 8 GB for an hour. Leave *images* in *Assemble Video* off.
 
-*miniature* in *Load PersonaLive Model* is small: the same networks with less in them, which come with these nodes. They
-know nothing but faces drawn in this way, at 128 x 128, and say nothing about how the official weights do.
+{OFFICIAL}"""
 
-**With the official weights** everything is connected in the same way, only that the portrait and the driving video are
-yours, at 512 x 512: see the template *Animate a portrait with a video*.
-"""
-
-LONG_NOTE = """\
-# Long video
-
-As *Animate a portrait with a video*, for minutes and hours.
-
-- **Memory** of the graphics card does not grow with the length. The computer's own keeps about 70 KB of each frame,
-and the sound: 8 GB for an hour at 25 frames a second. Leave *images* in *Assemble Video* off, for that would keep
-40 times as much.
-- **A part first**: *start* skips frames and *count* says how many to use. Here they are 0 and 250: the first ten
-seconds at 25 frames a second. Set *count* to **0** for the whole video.
-- **In parts**: 0 and 15000, then 15000 and 15000, and so on. Each part begins anew, so the head may jump a little
-where they meet.
-- **Quality**: *small* makes files of about half the size of *good*. To change it does not sample again as long as
-*control after generate* is *fixed*.
-- **Speed**: a video of 50 or 60 frames a second takes half the time with *frame_rate* 25 or 30.
-"""
-
-
-DETECTOR_NOTE = """
-## The face detector
-
-*yunet* finds the faces. Press **Download yunet** on the node that uses it (0.2 MB). It needs OpenCV: run
-`python -m pip install opencv-python-headless` with ComfyUI's own Python, and start ComfyUI again.
-
-Or set *detector* to *none* and say by hand in *Crop Portrait* what to cut out: *x*, *y* and *side* in pixels of the
-picture. *Crop Driving* then follows the head by the model's own keypoints.
-"""
-
-CROP_NOTE = f"""\
+CROP_NOTE = """\
 # Crop, animate, paste back
 
-For a picture that shows more than head and shoulders.
+For a picture of more than head and shoulders. *x*, *y* and *side* say what to cut out: the preview shows it in yellow.
+*Paste Back* puts the moving square back. If you see its edge, raise *feather* or switch *match_colours* on.
 
-1. **Picture**: any size, any shape. The preview shows in yellow what is cut out of it: change *margin* and
-*vertical_offset* until head and shoulders are in it.
-2. **Driving video**: a person, the face to the camera. *Crop Driving* follows the head; delete it if the video shows
-nothing but a head.
-3. Press **Run**. The result is the whole picture in its own size, with the square moving in it.
+**Your own files**: *Load Image* in place of *Pad Image*, *Load Video* in place of *Example Input*, *official* weights,
+*size* 512. To find the face, set *side* to 0 and *detector* to *yunet*, and press **Download yunet**.
+"""
 
-You see the edge of the square? Make *feather* in *Paste Back* larger, or set *match_colours* to true.
-{DETECTOR_NOTE}"""
-
-TWO_NOTE = f"""\
+TWO_NOTE = """\
 # Two people
 
-One picture, two people, each with a driving video of its own.
+Each *Crop Portrait* cuts out one person, and each **PersonaLive** takes a driving video of its own. The second *Paste
+Back* pastes into the video of the first.
 
-1. **Picture**: the preview numbers the faces from 0 at the left. *number* in each *Crop Portrait* says which one it is.
-2. **Two driving videos**. The result is as long as the shorter one.
-3. Press **Run**. The first *Paste Back* makes a video of the picture, the second pastes into that video; a third person
-would be one more row.
-
-The sound is that of the second video; if it has none, that of the first. For both, merge them with *AudioMerge* and
-connect that to *audio* of the last *Paste Back*.
-{DETECTOR_NOTE}"""
-
-
-REUSE_NOTE = """\
-# Reuse motion
-
-One performance, two portraits, and no driving video.
-
-1. Save a motion first: in *Animate a portrait with a video* add the node **Save Motion**, connect it to *motion* of
-*Extract Motion*, and press **Run**. The file is in *output/motion*.
-2. Come back here, press **R**, and choose it in **Load Motion**.
-3. **Portrait** and **Second portrait**: pictures of one person each, head and shoulders.
-4. Press **Run**. Two videos come out, moving alike.
-
-*Adjust Motion* hands the motion to the second portrait. Its strengths say how much of it that one takes: *expression*
-0.5 is half, 1.5 half as much again. For a third portrait copy the second row.
-
-A saved motion has no sound. Connect *Load Audio* to *audio* of *Assemble Video* if you have it.
+**Your own files**: *Load Image* in place of *Stitch Images*, a *Load Video* for each person, *official* weights, *size*
+512. To find the faces, set *side* to 0, *detector* to *yunet*, *face* to *number* and *number* to 0 and 1, and press
+**Download yunet**.
 """
 
-LIVE_NOTE = """\
+REUSE_NOTE = f"""\
+# Adjust and save motion
+
+*Adjust Motion* says how much of the motion the portrait takes. *Save Motion* writes it to *output/motion*: next time
+use *Load Motion* in place of *Extract Motion*, for any portrait and without the video.
+
+{OFFICIAL}"""
+
+LIVE_NOTE = f"""\
 # Live
 
-Your camera moves the portrait.
+Press **Run**, open the tab **PersonaLive Live** (the camera at the left edge), press **Start** there and look straight
+at the camera for a second. **Stop** ends the run. The recording is in *output/live*.
 
-1. **Portrait**: a picture of one person, head and shoulders. Its middle is cut out, 512 x 512.
-2. Press **Run**.
-3. Open the tab **PersonaLive Live**, the camera at the left edge. Press **Start**, allow the camera, and look straight
-at it for one second.
-4. **Stop** in the tab ends the run. The recording is in *output/live*: a video, and the motion, which *Load Motion*
-reads.
-
-Other prompts wait while Live runs.
-
-**The same take in better quality**: connect *motion* of *Live* to *Sample*, and set *steps* to 8 or 12.
-"""
+{OFFICIAL.replace("portrait and video", "portrait").replace(LOADERS, "*Load Image*")}"""
 
 
 def node(class_type: str, title: str | None = None, **inputs) -> dict:
+    """Links are [name, output], or ["", name] inside a subgraph for an input of it. Our nodes have short titles here:
+    with the pack's name in each they are too wide."""
+    if title is None and class_type.startswith("PersonaLive") and class_type != "PersonaLiveLoadModel":
+        title = " ".join(re.findall("[A-Z][a-z]+", class_type.removeprefix("PersonaLive")))
     return {"class_type": class_type, "inputs": inputs} | ({"_meta": {"title": title}} if title else {})
 
 
-def until_latent(driving: dict, **options) -> dict:
+def until_latent(driving: list, **options) -> dict:
+    """The stages with the miniature, from `example` to the latents."""
     model, reference = ["model", 0], ["reference", 0]
     return {
-        "model": node("PersonaLiveLoadModel", weights="official"),
+        "model": node("PersonaLiveLoadModel", weights=MINIATURE.name),
         "encoders": node("PersonaLiveLoadEncoders", model=model),
-        "portrait": node("LoadImage", "Portrait", image="portrait.png"),
-        "driving": driving,
+        "example": node("PersonaLiveExampleInput"),
         "reference": node(
             "PersonaLiveEncodeReference",
             model=model,
             vae=["encoders", 0],
             clip_vision=["encoders", 1],
-            image=["portrait", 0],
+            image=["example", 0],
+            width=128,
+            height=128,
         ),
-        "motion": node("PersonaLiveExtractMotion", model=model, reference=reference, driving=["driving", 0], **options),
+        "motion": node("PersonaLiveExtractMotion", model=model, reference=reference, driving=driving, **options),
         "sample": node("PersonaLiveSample", model=model, reference=reference, motion=["motion", 0]),
     }
 
 
-def video(**options) -> dict:
-    return until_latent(node("LoadVideo", "Driving video", file="driving.mp4"), **options) | {
-        "assemble": node(
-            "PersonaLiveAssembleVideo",
-            samples=["sample", 0],
-            vae=["encoders", 0],
-            frame_rate=["motion", 1],
-            audio=["motion", 2],
-        ),
-        "save": node("SaveVideo", video=["assemble", 0], filename_prefix="video/PersonaLive"),
+def assemble() -> dict:
+    links = dict(samples=["sample", 0], vae=["encoders", 0], frame_rate=["motion", 1], audio=["motion", 2])
+    return {"assemble": node("PersonaLiveAssembleVideo", **links)}
+
+
+def save(video: str) -> dict:
+    return {"save": node("SaveVideo", video=[video, 0], filename_prefix="video/PersonaLive")}
+
+
+def stages(*more: str, **options) -> dict:
+    """What is inside the subgraph; `more`: further inputs of Extract Motion."""
+    inner = until_latent(["", "driving"], count=["", "count"], **{key: ["", key] for key in more}) | assemble()
+    del inner["example"]
+    inner["model"]["inputs"]["weights"] = ["", "weights"]
+    inner["reference"]["inputs"] |= dict(image=["", "portrait"], width=["", "size"], height=["", "size"])
+    inner["assemble"]["inputs"] |= options
+    return inner
+
+
+INPUTS = "portrait", "driving", "crop", "weights", "size", "count"  # of the subgraph, in order
+VALUES = dict(weights=MINIATURE.name, size=128, count=0)  # of the subgraph's widgets
+
+
+def animate(portrait: list, driving: list, **more: list) -> dict:
+    """The subgraph's node."""
+    return {"class_type": BLUEPRINT, "inputs": dict(portrait=portrait, driving=driving, **more) | VALUES}
+
+
+def whole() -> dict:
+    return {
+        "example": node("PersonaLiveExampleInput"),
+        "animate": animate(["example", 0], ["example", 1]),
+        **save("animate"),
     }
-
-
-def example() -> dict:
-    """`video`, of what comes with the nodes."""
-    nodes = video() | {"example": node("PersonaLiveExampleInput")}
-    del nodes["portrait"], nodes["driving"], nodes["assemble"]["inputs"]["audio"]
-    nodes["model"]["inputs"]["weights"] = MINIATURE.name
-    nodes["reference"]["inputs"] |= dict(image=["example", 0], width=128, height=128)
-    nodes["motion"]["inputs"]["driving"] = ["example", 1]
-    return nodes
 
 
 def picture() -> dict:
-    return until_latent(node("LoadImage", "Expression", image="expression.png")) | {
-        "assemble": node("VAEDecode", samples=["sample", 0], vae=["encoders", 0]),
-        "save": node("SaveImage", images=["assemble", 0], filename_prefix="PersonaLive"),
+    return until_latent(["frame", 0]) | {
+        "parts": node("GetVideoComponents", video=["example", 1]),
+        "frame": node("ImageFromBatch", "Expression", image=["parts", 0], batch_index=12, length=1),
+        "decode": node("VAEDecode", samples=["sample", 0], vae=["encoders", 0]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="PersonaLive"),
     }
-
-
-def cropped(person: str = "", **crop) -> dict:
-    """`video`, of a square that is cut out of the picture; the names of a person's own nodes end in `person`."""
-    nodes = video() | {
-        "crop": node("PersonaLiveCropPortrait", image=["portrait", 0], detector=DETECTOR, **crop),
-        "preview": node("PreviewImage", images=["crop", 2]),
-    }
-    del nodes["save"]
-    nodes["portrait"] = node("LoadImage", "Picture", image="photo.png")
-    nodes["reference"]["inputs"]["image"] = ["crop", 0]
-    nodes["assemble"]["inputs"]["quality"] = "high"  # it is coded once more
-    own = nodes.keys() - {"model", "encoders", "portrait"}
-    for item in nodes.values():
-        item["inputs"] |= {k: [v[0] + person, v[1]] for k, v in item["inputs"].items() if _links_to(v, own)}
-    return {name + person if name in own else name: item for name, item in nodes.items()}
-
-
-def _links_to(value, names: set[str]) -> bool:
-    return isinstance(value, list) and value[0] in names
-
-
-def pasted(picture: list, person: str = "", **options) -> dict:
-    links = dict(picture=picture, crop=["crop" + person, 1], animated=["assemble" + person, 0])
-    return {"back" + person: node("PersonaLivePasteBack", **links, **options)}
 
 
 def crop_and_paste() -> dict:
-    follow = {"follow": node("PersonaLiveCropDriving", detector=DETECTOR)}
-    nodes = cropped() | follow | pasted(["portrait", 0])
-    nodes["motion"]["inputs"]["crop"] = ["follow", 0]
-    return nodes | {"save": node("SaveVideo", video=["back", 0], filename_prefix="video/PersonaLive")}
+    return {
+        "example": node("PersonaLiveExampleInput"),
+        "picture": node("ImagePadForOutpaint", image=["example", 0], left=96, top=64, right=96, bottom=0, feathering=0),
+        "crop": node("PersonaLiveCropPortrait", image=["picture", 0], size=128, detector="none", x=96, y=64, side=128),
+        "preview": node("PreviewImage", images=["crop", 2]),
+        "follow": node("PersonaLiveCropDriving", detector="none"),
+        "animate": animate(["crop", 0], ["example", 1], crop=["follow", 0]),
+        "back": node("PersonaLivePasteBack", picture=["picture", 0], crop=["crop", 1], animated=["animate", 0]),
+        **save("back"),
+    }
 
 
 def two_people() -> dict:
-    nodes = cropped(face="number", number=0) | cropped("_2", face="number", number=1)
-    nodes |= pasted(["portrait", 0], quality="high") | pasted(["back", 0], "_2")
-    nodes["driving"]["_meta"] = {"title": "Driving video of number 0"}
-    nodes["driving_2"]["_meta"] = {"title": "Driving video of number 1"}
-    return nodes | {"save": node("SaveVideo", video=["back_2", 0], filename_prefix="video/PersonaLive")}
+    nodes = {
+        "example": node("PersonaLiveExampleInput"),
+        "picture": node("ImageStitch", image1=["example", 0], image2=["example", 0], spacing_width=32),
+    }
+    for number, person, x, under, quality in ((1, "", 0, "picture", "high"), (2, "_2", 160, "back", "good")):
+        hand = dict(detector="none", x=x, y=0, side=128)
+        nodes |= {
+            "crop" + person: node("PersonaLiveCropPortrait", image=["picture", 0], size=128, **hand),
+            "driving" + person: node("PersonaLiveExampleInput", f"Driving video {number}"),
+            "animate" + person: animate(["crop" + person, 0], ["driving" + person, 1]),
+            "back" + person: node(
+                "PersonaLivePasteBack",
+                picture=[under, 0],
+                crop=["crop" + person, 1],
+                animated=["animate" + person, 0],
+                quality=quality,
+            ),
+        }
+    return nodes | save("back_2")
 
 
 def reuse() -> dict:
-    """`video` from a saved motion, and once more for a second portrait."""
-    first = video()
-    del first["driving"], first["assemble"]["inputs"]["audio"]
-    first["motion"] = node("PersonaLiveLoadMotion", reference=["reference", 0], file=MOTION)
-    own = ("portrait", "reference", "motion", "sample", "assemble", "save")
-    second = {}
-    for name in own:
-        item = first[name]
-        inputs = {k: [v[0] + "_2", v[1]] if _links_to(v, {*own}) else v for k, v in item["inputs"].items()}
-        second[name + "_2"] = {**item, "inputs": inputs}
-    second["portrait_2"] = node("LoadImage", "Second portrait", image="expression.png")
-    second["motion_2"] = node("PersonaLiveAdjustMotion", motion=["motion", 0], reference=["reference_2", 0])
-    return first | second
+    nodes = until_latent(["example", 1]) | assemble() | save("assemble")
+    nodes["keep"] = node("PersonaLiveSaveMotion", motion=["motion", 0], filename_prefix="motion/PersonaLive")
+    nodes["adjust"] = node("PersonaLiveAdjustMotion", motion=["motion", 0], expression=1.2)
+    nodes["sample"]["inputs"]["motion"] = ["adjust", 0]
+    return nodes
 
 
 def live() -> dict:
-    """`video` with a camera in place of the driving video."""
-    nodes = {name: item for name, item in video().items() if name in ("model", "encoders", "portrait", "reference")}
+    nodes = {key: item for key, item in until_latent([]).items() if key not in ("motion", "sample")}
     links = dict(model=["model", 0], vae=["encoders", 0], clip_vision=["encoders", 1], reference=["reference", 0])
     return nodes | {"live": node("PersonaLiveLive", **links)}
 
 
-def portrait(**pose: float) -> Image.Image:
-    return Image.fromarray(draw_face(hair="#5a3825", shirt="#3f6f8f", **pose))
+COLUMN, WIDTH = 285, 250  # from one column to the next; of a node
+LINK = "id", "origin_id", "origin_slot", "target_id", "target_slot", "type"  # in a subgraph
+INPUT_NODE, OUTPUT_NODE = -10, -20  # the two ends of a subgraph, as the page numbers them
+TITLE = "PersonaLive"  # of the subgraph's node in a template
+INSIDE = {
+    "model": (0, 240),
+    "encoders": (1, 20),
+    "reference": (2, 380),
+    "motion": (3, 80),
+    "sample": (4, 360),
+    "assemble": (5, 0),
+}
 
 
-def driver(**pose: float) -> Image.Image:
-    return Image.fromarray(draw_face(hair="#c9a227", shirt="#7d4f50", **pose))
+def tight(places: dict[str, tuple[int, int]]) -> dict[str, tuple[float, int, int]]:
+    """Eight columns where there is room for seven."""
+    return {key: (column * 250 / COLUMN, y, 226) for key, (column, y) in places.items()}
 
 
-def both(*poses: dict) -> list[list[Image.Image]]:
-    return [[person(**pose) for pose in poses] for person in (driver, portrait)]
-
-
-def photo(*poses: dict) -> Image.Image:
-    """One or two people with room around them."""
-    picture, size = Image.new("RGB", (512, 512), "#cfd8dc"), 240
-    for i, (person, pose) in enumerate(zip((portrait, driver), poses, strict=False)):
-        left = (512 - size * len(poses)) // 2 + size * i
-        picture.paste(person(**pose).resize((size, size), Image.Resampling.LANCZOS), (left, 512 - size))
-    return picture
-
-
-def animated() -> list[list[Image.Image]]:
-    """Two moments of the example's driver, and what the miniature makes of them."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder, "result.mp4")
-        run_demo(result)
-        return [_moments(video) for video in (EXAMPLE / "driving.mp4", result)]
-
-
-def _moments(path: Path) -> list[Image.Image]:
-    with VideoReader(path) as video:
-        pictures = [Image.fromarray(frame.pixels) for frame in video]
-    return [pictures[len(pictures) * i // 8] for i in (3, 7)]
-
-
-LEFT, RIGHT, SURPRISED = dict(yaw=-1.0, mouth=0.2), dict(yaw=1.0, mouth=0.4), dict(yaw=0.3, mouth=1.0)
-
-# Name -> prompt, note, and what gives the rows of faces on the thumbnail.
+# Name -> nodes, stages of the subgraph, column and y of each node, notes with x, y, width, height.
 WORKFLOWS = {
-    "Try it without downloads": (example(), EXAMPLE_NOTE, animated),
-    "Animate a portrait with a video": (video(), VIDEO_NOTE + FILES, lambda: both(LEFT, SURPRISED)),
-    "Animate a portrait with one picture": (
+    "1 Try it without downloads": (
+        whole(),
+        stages(),
+        {"example": (0, 0), "animate": (1, 0), "save": (2, 0)},
+        [(TRY_NOTE, 0, -220, 820, 150)],
+    ),
+    "2 Animate a portrait with a video": (
+        whole(),
+        stages(),
+        {"example": (0, 0), "animate": (1, 0), "save": (2, 0)},
+        [(VIDEO_NOTE, 0, -250, 820, 180)],
+    ),
+    "3 Animate a portrait with one picture": (
         picture(),
-        PICTURE_NOTE + FILES,
-        lambda: [[portrait(), driver(**SURPRISED)], [portrait(**SURPRISED)]],
+        {},
+        {
+            "model": (0, 340),
+            "example": (0, 180),
+            "encoders": (1, 0),
+            "parts": (1, 400),
+            "reference": (2, 60),
+            "frame": (2, 400),
+            "motion": (3, 300),
+            "sample": (4, 220),
+            "decode": (5, 0),
+            "save": (6, 0),
+        },
+        [(PICTURE_NOTE, 0, -230, 1000, 160)],
     ),
-    "Long video": (
-        video(count=250),
-        LONG_NOTE + FILES,
-        lambda: both({}, LEFT, SURPRISED, RIGHT) + both(SURPRISED, {}, RIGHT, LEFT),
+    "4 Long video": (
+        until_latent(["example", 1], start=8, count=24) | assemble() | save("assemble"),
+        {},
+        {
+            "model": (0, 300),
+            "example": (1, 150),
+            "encoders": (1, 0),
+            "reference": (2, 420),
+            "motion": (3, 120),
+            "sample": (4, 400),
+            "assemble": (5, 80),
+            "save": (6, 80),
+        },
+        [(LONG_NOTE, 0, -240, 1000, 170)],
     ),
-    "Crop, animate, paste back": (
+    "5 Crop, animate, paste back": (
         crop_and_paste(),
-        CROP_NOTE + FILES,
-        lambda: [[photo({}), driver(**LEFT)], [photo(LEFT), portrait(**LEFT)]],
+        stages("crop", quality="high"),
+        {
+            "example": (0, 20),
+            "picture": (1, 300),
+            "crop": (2, 360),
+            "preview": (3, 440),
+            "follow": (2, 80),
+            "animate": (3, 0),
+            "back": (4, 300),
+            "save": (5, 300),
+        },
+        [(CROP_NOTE, 0, -240, 820, 170)],
     ),
-    "Two people": (
+    "6 Two people": (
         two_people(),
-        TWO_NOTE + FILES,
-        lambda: [[driver(**LEFT), portrait(**SURPRISED)], [photo(LEFT, SURPRISED)]],
+        stages(quality="high"),
+        {
+            "example": (0, 540),
+            "picture": (1, 540),
+            "driving": (2, 0),
+            "crop": (2, 120),
+            "crop_2": (2, 600),
+            "driving_2": (2, 1050),
+            "animate": (3, 0),
+            "animate_2": (3, 960),
+            "back": (4, 540),
+            "back_2": (5, 940),
+            "save": (6, 940),
+        },
+        [(TWO_NOTE, 0, 0, 500, 300)],
     ),
-    "Reuse motion": (
+    "7 Adjust and save motion": (
         reuse(),
-        REUSE_NOTE + FILES,
-        lambda: [[portrait(**LEFT), portrait(**SURPRISED)], [driver(**LEFT), driver(**SURPRISED)]],
+        {},
+        tight(
+            {
+                "model": (0, 420),
+                "example": (0, 270),
+                "encoders": (1, 560),
+                "reference": (2, 260),
+                "motion": (3, 600),
+                "keep": (4, 710),
+                "adjust": (4, 0),
+                "sample": (5, 580),
+                "assemble": (6, 380),
+                "save": (7, 380),
+            }
+        ),
+        [(REUSE_NOTE, 0, -240, 1000, 170)],
     ),
-    "Live": (live(), LIVE_NOTE + FILES, lambda: both(SURPRISED, RIGHT)),
+    "8 Live": (
+        live(),
+        {},
+        {"model": (0, 230), "example": (0, 80), "encoders": (1, 0), "reference": (2, 160), "live": (3, 0)},
+        [(LIVE_NOTE, 0, -240, 820, 170)],
+    ),
 }
 
-THUMBNAIL = 512  # pixels on a side
-WIDTH = 300  # of a node, at least
-PLACES = {  # x, y, and the height at least, which is for the pictures that some nodes show
-    "model": (0, 0, 0),
-    "encoders": (0, 240, 0),
-    "portrait": (400, 0, 360),
-    "reference": (740, 0, 0),
-    "driving": (400, 500, 360),
-    "motion": (740, 500, 500),
-    "sample": (1140, 0, 520),
-    "assemble": (1540, 0, 460),
-    "save": (1540, 580, 420),
-}
-NOTE_BOX = (-500, -80, 440, 660)
-GROUPS = {
-    "Load the models": ("model", "encoders"),
-    "Reference: who is shown": ("portrait", "reference"),
-    "Motion: what happens": ("driving", "motion"),
-    "Sample": ("sample",),
-    "Assemble": ("assemble", "save"),
-}
-CROP_PLACES = {
-    "portrait": (400, -640, 360),
-    "crop": (740, -640, 0),
-    "preview": (1140, -640, 420),
-    "follow": (400, 920, 0),
-    "reference": (400, 0, 0),
-    "driving": (400, 460, 360),
-    "back": (1940, 0, 520),
-    "save": (1940, 640, 420),
-}
-SECOND = 1700  # how much lower the second person stands
-LOWER = 1100  # how much lower the second portrait stands
-REUSE_PLACES = {"motion": (740, 460, 0)}
-OWN_PLACES = {  # where a template differs
-    "Try it without downloads": {"example": (370, 0, 0), "motion": (740, 400, 500)},
-    "Reuse motion": REUSE_PLACES
-    | {f"{k}_2": (x, y + LOWER, h) for k, (x, y, h) in (PLACES | REUSE_PLACES).items()}
-    | {"motion_2": (740, LOWER + 240, 0)},
-    "Crop, animate, paste back": CROP_PLACES,
-    "Live": {"live": (1140, 0, 520)},
-    "Two people": CROP_PLACES
-    | {f"{k}_2": (x, y + SECOND, h) for k, (x, y, h) in (PLACES | CROP_PLACES).items()}
-    | {"portrait": (0, -640, 360), "crop": (400, -640, 0), "preview": (740, -640, 420)}
-    | {"crop_2": (400, SECOND - 640, 0), "preview_2": (740, SECOND - 640, 420), "save": (2340, SECOND, 500)},
-}
-OWN_GROUPS = {
-    "Try it without downloads": {
-        "Load the models": ("model", "encoders"),
-        "Portrait and driving video": ("example",),
-        "Reference: who is shown": ("reference",),
-        "Motion: what happens": ("motion",),
-        "Sample": ("sample",),
-        "Assemble": ("assemble", "save"),
-    },
-    "Reuse motion": {
-        "Load the models": ("model", "encoders"),
-        "Portrait": ("portrait", "reference", "motion", "sample", "assemble", "save"),
-        "Second portrait": ("portrait_2", "reference_2", "motion_2", "sample_2", "assemble_2", "save_2"),
-    },
-    "Live": {
-        "Load the models": ("model", "encoders"),
-        "Reference: who is shown": ("portrait", "reference"),
-        "Live": ("live",),
-    },
-    "Crop, animate, paste back": {
-        "Load the models": ("model", "encoders"),
-        "Crop": ("portrait", "crop", "preview"),
-        "Reference: who is shown": ("reference",),
-        "Motion: what happens": ("driving", "follow", "motion"),
-        "Sample": ("sample",),
-        "Assemble": ("assemble",),
-        "Paste back": ("back", "save"),
-    },
-    "Two people": {
-        "Load the models": ("model", "encoders"),
-        "Picture": ("portrait",),
-        "Number 0": ("crop", "preview", "reference", "driving", "motion", "sample", "assemble", "back"),
-        "Number 1": (
-            *("crop_2", "preview_2", "reference_2", "driving_2"),
-            *("motion_2", "sample_2", "assemble_2", "back_2"),
-        ),
-        "Result": ("save",),
-    },
-}
+RANDOM = "PersonaLiveSample", "PersonaLiveLive"  # to assemble in another quality must not sample anew
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync --lang=en --window-size=2560,1400"""
-GROUP_COLOUR = "#3f789e"
-MARGIN, TITLE = 30, 80  # of a group around its nodes; titles of group and node above them
-
-
-def arrange(template: str, workflow: dict, names: dict[str, str], note: str) -> None:
-    """Give the nodes their places; add groups and note. `names`: of each node, by its number."""
-    boxes, places = {}, PLACES | OWN_PLACES.get(template, {})
-    for item in workflow["nodes"]:
-        name = names[str(item["id"])]
-        x, y, height = places[name]
-        item["pos"], item["size"] = [x, y], [max(WIDTH, item["size"][0]), max(height, item["size"][1])]
-        boxes[name] = (*item["pos"], *item["size"])
-        if name.startswith(("sample", "live")):  # to assemble in another quality must not sample anew
-            item["widgets_values"] = ["fixed" if value == "randomize" else value for value in item["widgets_values"]]
-    workflow["groups"] = []
-    for title, members in OWN_GROUPS.get(template, GROUPS).items():
-        x, y = (min(boxes[name][axis] for name in members) for axis in (0, 1))
-        right, bottom = (max(boxes[name][axis] + boxes[name][axis + 2] for name in members) for axis in (0, 1))
-        bounding = [x - MARGIN, y - TITLE, right - x + 2 * MARGIN, bottom - y + TITLE + MARGIN]
-        number = len(workflow["groups"]) + 1
-        workflow["groups"].append({"id": number, "title": title, "bounding": bounding, "color": GROUP_COLOUR})
-    x, y, width, height = NOTE_BOX
-    workflow["last_node_id"] += 1
-    workflow["nodes"].append(
-        {
-            "id": workflow["last_node_id"],
-            "type": "MarkdownNote",
-            "pos": [x, y],
-            "size": [width, height],
-            "flags": {},
-            "order": 0,
-            "mode": 0,
-            "inputs": [],
-            "outputs": [],
-            "title": "Read me",
-            "properties": {},
-            "widgets_values": [note],
-        }
-    )
 
 
 class Page:
@@ -570,38 +442,203 @@ class Page:
 
 
 def make(page: Page, name: str) -> None:
-    named, note, faces = WORKFLOWS[name]
-    numbers = {key: str(i) for i, key in enumerate(named, 1)}
-    prompt = {numbers[key]: {**item, "inputs": _numbered(item["inputs"], numbers)} for key, item in named.items()}
-    page.run("await app.loadApiJson(arguments[0], arguments[1])", prompt, name)
-    made = page.run("return await app.graphToPrompt()")
-    workflow = made["workflow"]
-    arrange(name, workflow, {number: key for key, number in numbers.items()}, note)
-    workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))  # the same each time
-    workflow["extra"] = {}
+    graph, inner, places, notes = WORKFLOWS[name]
+    numbers = {key: i for i, key in enumerate([*graph, *(f"inside {key}" for key in inner)], 1)}
+    outside = {key: item for key, item in graph.items() if item["class_type"] != BLUEPRINT}
+    made = _serialized(page, {str(numbers[key]): item for key, item in outside.items()})
+    subgraphs = [subgraph(page, name, inner, numbers)] if inner else []
+    for key, item in graph.items():
+        if item["class_type"] == BLUEPRINT:
+            made[numbers[key]] = _instance(numbers[key], subgraphs[0], TITLE)
+    links = _link(graph, made, numbers)
+    for key in graph:
+        _place(made[numbers[key]], *places[key])
+    last = len(numbers)
+    for i, (text, *box) in enumerate(notes, last + 1):
+        made[i] = _note(i, text, *box)
+    workflow = {
+        "id": _uuid(name),
+        "revision": 0,
+        "last_node_id": last + len(notes),
+        "last_link_id": len(links),
+        "nodes": list(made.values()),
+        "links": links,
+        "groups": [],
+        "definitions": {"subgraphs": subgraphs},
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
     _write(TEMPLATES / f"{name}.json", workflow)
-    for item in made["output"].values():
+    prompt = page.open(workflow)
+    for item in prompt.values():
         item["inputs"].pop("video-preview", None)  # the player of Load Video, once it is drawn
-    _write(PROMPTS / f"{name}.json", made["output"])
-    thumbnail(faces()).save(TEMPLATES / f"{name}.jpg", quality=88, optimize=True)
+    _write(PROMPTS / f"{name}.json", prompt)
 
 
-def _numbered(inputs: dict, numbers: dict[str, str]) -> dict:
-    return {key: [numbers[v[0]], v[1]] if isinstance(v, list) else v for key, v in inputs.items()}
+def make_blueprint(page: Page) -> None:
+    inner = stages()
+    numbers = {f"inside {key}": i for i, key in enumerate(inner, 2)}
+    definition = subgraph(page, BLUEPRINT, inner, numbers)
+    blueprint = {
+        "id": _uuid(BLUEPRINT),
+        "revision": 0,
+        "last_node_id": 1 + len(inner),
+        "last_link_id": 0,
+        "nodes": [_instance(1, definition, BLUEPRINT)],
+        "links": [],
+        "definitions": {"subgraphs": [definition]},
+        "extra": {"BlueprintDescription": DESCRIPTION, "BlueprintSearchAliases": ALIASES.split(", ")},
+        "version": 0.4,
+    }
+    _write(SUBGRAPHS / f"{BLUEPRINT}.json", blueprint)
+
+
+def subgraph(page: Page, name: str, inner: dict, numbers: dict[str, int]) -> dict:
+    """The definition of the subgraph with these stages. Its inputs are those that the stages name; it gives the
+    video."""
+    inside = {key: numbers[f"inside {key}"] for key in inner}
+    ends: dict[str, list] = {}  # of each input: stages and their inputs
+    prompt = {}
+    for key, item in inner.items():
+        outside = {k: v[1] for k, v in item["inputs"].items() if isinstance(v, list) and not v[0]}
+        for k, outer in outside.items():
+            ends.setdefault(outer, []).append((key, k))
+        values = {k: VALUES[outer] for k, outer in outside.items() if outer in VALUES}
+        prompt[str(inside[key])] = {**item, "inputs": item["inputs"] | values}
+    made = _serialized(page, prompt)
+    links = [dict(zip(LINK, link, strict=True)) for link in _link(inner, made, inside)]
+
+    def connect(*link) -> int:
+        links.append(dict(zip(LINK, (len(links) + 1, *link), strict=True)))
+        return len(links)
+
+    inputs = []
+    for outer in sorted(ends, key=INPUTS.index):
+        numbers_of_links, kind = [], ""
+        for key, k in ends[outer]:
+            target = made[inside[key]]
+            slot = _slot(target, k, "COMBO" if outer == "weights" else "INT")
+            kind = target["inputs"][slot]["type"]
+            target["inputs"][slot]["link"] = connect(INPUT_NODE, len(inputs), target["id"], slot, kind)
+            numbers_of_links.append(len(links))
+        place = [-80, 20 + 20 * len(inputs)]
+        inputs.append({"id": _uuid(outer), "name": outer, "type": kind, "linkIds": numbers_of_links, "pos": place})
+    last, right = made[inside["assemble"]], 6 * COLUMN
+    last["outputs"][0]["links"] = [connect(last["id"], 0, OUTPUT_NODE, 0, "VIDEO")]
+    video = {"id": _uuid("video"), "name": "video", "type": "VIDEO", "linkIds": [len(links)], "pos": [right + 20, 20]}
+    for key, number in inside.items():
+        _place(made[number], *INSIDE[key])
+    return {
+        "id": _uuid(f"stages of {name}"),
+        "version": 1,
+        "state": {"lastGroupId": 0, "lastNodeId": max(numbers.values()), "lastLinkId": len(links), "lastRerouteId": 0},
+        "revision": 0,
+        "config": {},
+        "name": BLUEPRINT,
+        "inputNode": {"id": INPUT_NODE, "bounding": [-220, 0, 140, 40 + 20 * len(inputs)]},
+        "outputNode": {"id": OUTPUT_NODE, "bounding": [right, 0, 120, 60]},
+        "inputs": inputs,
+        "outputs": [video],
+        "widgets": [],
+        "nodes": list(made.values()),
+        "groups": [],
+        "links": links,
+        "extra": {},
+    }
+
+
+def _uuid(name: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, name))  # the same each time
+
+
+def _serialized(page: Page, prompt: dict) -> dict[int, dict]:
+    """The nodes of a prompt, by number, as the page writes them, without links."""
+    values = {
+        number: {**item, "inputs": {k: v for k, v in item["inputs"].items() if not isinstance(v, list)}}
+        for number, item in prompt.items()
+    }
+    page.run("await app.loadApiJson(arguments[0], 'nodes')", values)
+    nodes = page.run("return (await app.graphToPrompt()).workflow.nodes")
+    for item in nodes:
+        for slot in item.get("inputs", []):
+            slot["link"] = None
+        if item["type"] in RANDOM:
+            item["widgets_values"] = ["fixed" if value == "randomize" else value for value in item["widgets_values"]]
+    return {item["id"]: item for item in sorted(nodes, key=lambda item: item["id"])}
+
+
+def _link(graph: dict, made: dict[int, dict], numbers: dict[str, int]) -> list[list]:
+    """Connects the nodes; returns the links as a workflow has them."""
+    links = []
+    for key, item in graph.items():
+        target = made[numbers[key]]
+        for name, value in item["inputs"].items():
+            if not isinstance(value, list) or not value[0]:
+                continue
+            source, output = made[numbers[value[0]]], value[1]
+            kind = source["outputs"][output]["type"]
+            place = _slot(target, name, kind)
+            links.append([len(links) + 1, source["id"], output, target["id"], place, kind])
+            target["inputs"][place]["link"] = len(links)
+            source["outputs"][output]["links"] = [*(source["outputs"][output].get("links") or []), len(links)]
+    return links
+
+
+def _slot(item: dict, name: str, kind: str) -> int:
+    """The number of an input; that of a widget is made when something is connected to it."""
+    names = [slot["name"] for slot in item["inputs"]]
+    if name not in names:
+        item["inputs"].append({"name": name, "type": kind, "widget": {"name": name}, "link": None})
+    return [*names, name].index(name)
+
+
+def _instance(number: int, definition: dict, title: str) -> dict:
+    inputs = [
+        {"name": item["name"], "type": item["type"], "link": None}
+        | ({"widget": {"name": item["name"]}} if item["name"] in VALUES else {})
+        for item in definition["inputs"]
+    ]
+    return {
+        "id": number,
+        "type": definition["id"],
+        "pos": [0, 0],
+        "size": [WIDTH, 122],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": inputs,
+        "outputs": [{"name": "video", "type": "VIDEO", "links": []}],
+        "title": title,
+        "properties": {},
+        "widgets_values": [],
+    }
+
+
+def _place(item: dict, column: float, y: float, width: float = WIDTH) -> None:
+    item["pos"], item["size"] = [column * COLUMN, y], [width, item["size"][1]]
+
+
+def _note(number: int, text: str, x: int, y: int, width: int, height: int) -> dict:
+    return {
+        "id": number,
+        "type": "MarkdownNote",
+        "pos": [x, y],
+        "size": [width, height],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "title": "Read me",
+        "properties": {},
+        "widgets_values": [text],
+    }
 
 
 def _write(file: Path, content: dict) -> None:
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def thumbnail(rows: list[list[Image.Image]]) -> Image.Image:
-    size = THUMBNAIL // len(rows)
-    sheet = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "#cfd8dc")  # as behind the faces
-    for i, row in enumerate(rows):
-        for j, face in enumerate(row):
-            sheet.paste(face.resize((size, size)), ((THUMBNAIL - size * len(row)) // 2 + size * j, size * i))
-    return sheet
 
 
 def check(page: Page, name: str) -> None:
@@ -623,6 +660,8 @@ def main() -> None:
     options = parser.parse_args()
     page = Page(options.address)
     try:
+        if not options.check:
+            make_blueprint(page)
         for name in WORKFLOWS:
             if not options.check:
                 make(page, name)

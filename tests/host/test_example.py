@@ -14,7 +14,7 @@ from personalive_core.media.video_reader import VideoReader
 from personalive_core.pipeline import Pipeline
 from personalive_core.weights.find import EXAMPLE, MINIATURE, find_weights
 
-TEMPLATE = Path(__file__).parent / "workflows" / "Try it without downloads.json"
+TEMPLATE = Path(__file__).parent / "workflows" / "1 Try it without downloads.json"
 
 
 def template() -> dict:

@@ -29,7 +29,7 @@ from personalive_core.media.video_reader import VideoReader
 from personalive_core.motion.motion_file import load_motion
 from personalive_core.weights.find import EXAMPLE
 
-TEMPLATE = Path(__file__).parent / "workflows" / "Live.json"
+TEMPLATE = Path(__file__).parent / "workflows" / "8 Live.json"
 SECONDS = 120  # the longest that anything may take; windows of the miniature take a second or two on a loaded machine
 CAMERA = 15  # frames a second
 SIZE = 128
@@ -47,15 +47,10 @@ def prompt(**live) -> dict:
 
 
 def template() -> dict:
-    """The template with the miniature and a drawn portrait that fills the picture, like the driver."""
+    """The template, for a driver that fills the picture as the portrait does."""
     prompt = json.loads(TEMPLATE.read_text("utf-8"))
-    changed = {
-        "PersonaLiveLoadModel": {"weights": "miniature"},
-        "PersonaLiveEncodeReference": {"width": SIZE, "height": SIZE},
-        "PersonaLiveLive": {"crop": False},
-    }
-    for item in prompt.values():
-        item["inputs"] |= changed.get(item["class_type"], {})
+    (live,) = (item for item in prompt.values() if item["class_type"] == "PersonaLiveLive")
+    live["inputs"]["crop"] = False
     return prompt
 
 
