@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..errors import InputError
+from ..limits import SHARED_BYTES
 from ..networks.denoising_unet import DenoisingUNet
 from ..networks.motion_encoder import MotionEncoder
 from ..networks.motion_extractor import MotionExtractor
@@ -98,7 +99,8 @@ def open_checkpoint(path: Path) -> dict[str, StoredWeight]:
         raise InputError(f"{path} ({size} bytes) does not hold names and tensors alone: download it again.")
     prefix = "module." if all(key.startswith("module.") for key in checkpoint) else ""
     weights = {key.removeprefix(prefix): StoredWeight(path, value) for key, value in checkpoint.items()}
-    if (total := sum(weight.nbytes for weight in weights.values())) > 2 * size:  # twice, for weights that are shared
+    total = sum(weight.nbytes for weight in weights.values())
+    if total > max(2 * size, SHARED_BYTES):  # some weights are stored once and used twice
         raise InputError(f"{path} has {size} bytes and claims {total} bytes of weights: download it again.")
     return weights
 

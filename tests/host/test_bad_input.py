@@ -95,7 +95,7 @@ BAD = {
     "weights with a file cut off": (with_input("model", "weights", "cut_off"), "model", ["pose_guider.pth", "1000"]),
     "no VAE": (own_encoders("bare"), "encoders", ["diffusion_pytorch_model.safetensors", "Download", "Load VAE"]),
     "VAE of unknown sizes": (own_encoders("no_sizes"), "encoders", ["config.json", "block_out_channels"]),
-    "VAE of damaged sizes": (own_encoders("no_json"), "encoders", ["config.json", "damaged"]),
+    "VAE of damaged sizes": (own_encoders("no_json"), "encoders", ["config.json", "cannot be used"]),
     "half an image encoder": (own_encoders("half_encoder"), "encoders", ["pytorch_model.bin", "post_layernorm"]),
     "steps": (with_input("sample", "steps", 5), "sample", ["5", "4"]),
     "start after the end": (with_input("motion", "start", 1000), "motion", ["1000"]),

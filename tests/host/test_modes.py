@@ -10,7 +10,7 @@ from server import Server
 
 from media import read_frames
 
-TEMPLATE = Path(__file__).parent / "workflows" / "Try it without downloads.json"
+TEMPLATE = Path(__file__).parent / "workflows" / "1 Try it without downloads.json"
 FRAMES = 4
 
 
