@@ -17,7 +17,7 @@ from comfy_execution.graph import ExecutionBlocker
 from server import PromptServer
 from torch import Tensor
 
-from ..personalive_core.config import CHUNK, PIXELS_PER_LATENT
+from ..personalive_core.config import PIXELS_PER_LATENT
 from ..personalive_core.framing.driving_crop import DrivingCropSettings
 from ..personalive_core.live.model import EncodedPortrait, NetworksModel, Report
 from ..personalive_core.live.server import HEADERS, LiveServer
@@ -26,9 +26,9 @@ from ..personalive_core.live.tokens import load_tokens
 from ..personalive_core.media.pictures import fit_picture
 from ..personalive_core.motion.motion_file import load_motion
 from ..personalive_core.motion.performance import Strength
-from ..personalive_core.sampling.cuda import DecodedFrames, GraphedNetwork, on_stream, side_stream
+from ..personalive_core.sampling.cuda import DecodedFrames, GraphedNetwork, on_stream_after, side_stream
 from ..personalive_core.sampling.keyframes import MAX_KEYFRAMES, KeyframeSettings
-from ..personalive_core.sampling.reference import Reference, reference_features
+from ..personalive_core.sampling.reference import reference_features
 from ..personalive_core.sampling.schedule import Schedule
 from ..personalive_core.sampling.stream import Stream
 from ..personalive_core.sampling.window import Denoiser
@@ -166,7 +166,9 @@ class NodeLiveModel(NetworksModel):
         self._graphed, self._addresses = graphed, list[int]()
         self._decoder_stream = side_stream(self.device)
         self._denoiser = Denoiser(networks["denoising_unet"], Schedule(STEPS), keyframes)
-        self._stream = Stream(
+        self._place()
+        report("the first run of each network", 0.5)
+        stream = Stream(
             reference.reference,
             denoiser=self._denoiser,
             reference_unet=partial(reference_features, networks["reference_unet"]),
@@ -174,11 +176,7 @@ class NodeLiveModel(NetworksModel):
             keyframes=KeyframeSettings(keyframes),
             device=self.device,
         )
-        self._place()
-        report("the first run of each network", 0.5)
-        self.warm_up()
-        self._stream.prepare()
-        self.decode(self._stream.latents[:, :, None].expand(-1, -1, CHUNK, -1, -1)).result()
+        self.prepare(stream)
 
     def encode(self, picture: np.ndarray) -> Generator[None, None, EncodedPortrait]:
         if picture is self._first.picture:
@@ -195,14 +193,8 @@ class NodeLiveModel(NetworksModel):
                 self._place()
             yield
 
-    def stream(self, reference: Reference) -> Stream:
-        return self._stream.with_reference(reference)
-
     def decode(self, latents: Tensor) -> DecodedFrames:
-        if self._decoder_stream is not None:
-            self._decoder_stream.wait_stream(torch.cuda.current_stream(self.device))
-            latents.record_stream(self._decoder_stream)
-        with on_stream(self._decoder_stream):
+        with on_stream_after(self._decoder_stream, latents):
             frames = decode.decoded_as_loaded(self._vae, convert.to_host_latents(latents))
             return DecodedFrames(torch.cat(list(frames)))
 

@@ -33,6 +33,7 @@ from .sampling.cuda import (
     can_capture,
     free_memory,
     on_stream,
+    on_stream_after,
     one_behind,
     onload,
     side_stream,
@@ -200,10 +201,7 @@ class Pipeline:
 
     def start_decoding(self, latents: Tensor) -> DecodedFrames:
         """`decode` without waiting, on a stream of its own, so that the next window need not wait either."""
-        if self.decoder_stream is not None:
-            self.decoder_stream.wait_stream(torch.cuda.current_stream(self.device))
-            latents.record_stream(self.decoder_stream)
-        with on_stream(self.decoder_stream):
+        with on_stream_after(self.decoder_stream, latents):
             samples = rearrange(latents / LATENT_SCALE, "1 c f h w -> f c h w").to(self.decoder.get_dtype())
             pixels = torch.cat([self.decoder(part) for part in samples.split(DECODER_BATCH)])
             return DecodedFrames(rearrange(pixels.float() / 2 + 0.5, "f c h w -> f h w c"))

@@ -1,6 +1,7 @@
 """`animate`: portrait and driving video in, MP4 out."""
 
 import argparse
+import re
 import sys
 import time
 from collections import deque
@@ -206,9 +207,11 @@ def _peak_memory() -> str:
     text = ""
     if torch.cuda.is_available():
         text += f", peak GPU memory {torch.cuda.max_memory_reserved() / 2**30:.2f} GiB"
-    if sys.platform != "win32":
+    if sys.platform == "linux":  # where getrusage would count the program that started this one
+        peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        text += f", peak RAM {int(peak[1]) / 2**20:.2f} GiB" if peak else ""
+    elif sys.platform == "darwin":
         import resource
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        text += f", peak RAM {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
+        text += f", peak RAM {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30:.2f} GiB"
     return text

@@ -1,5 +1,6 @@
 """What a live session needs of the networks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +17,7 @@ from ..networks.motion_encoder import MotionEncoder
 from ..networks.motion_extractor import MotionExtractor
 from ..sampling.cuda import URGENT, Started, on_stream, side_stream
 from ..sampling.reference import Reference
+from ..sampling.stream import Stream
 
 Report = Callable[[str, float], None]
 """(what is being done, the fraction that is done)"""
@@ -59,8 +61,8 @@ class LiveModel(Protocol):
         """Waits for the window under way."""
 
 
-class NetworksModel:
-    """What is the same in every live model: the way from a camera's pictures to motion.
+class NetworksModel(ABC):
+    """What is the same in every live model: the way from a camera's pictures to motion, and the first runs.
 
     Args:
         extractor: on the device.
@@ -81,11 +83,25 @@ class NetworksModel:
             pixels = to_pixels(np.stack(pictures), self.device)
             return extract_motion(self.extractor, self.encoder, pixels, previous), pixels
 
-    def warm_up(self) -> None:
-        """Runs the motion networks on every number of pictures that a window may have: each is a CUDA graph."""
-        for count in range(1, CHUNK + 1):
+    def prepare(self, stream: Stream) -> None:
+        """Runs each network once, and captures its CUDA graphs, so that no window has to wait for that.
+
+        Args:
+            stream: of any portrait; those of all others share what it has prepared.
+        """
+        self._stream = stream
+        for count in range(1, CHUNK + 1):  # as many pictures as a window may have: each number has its CUDA graph
             for _ in range(2):  # the second call captures
                 self.extract([np.zeros((SIZE, SIZE, 3), np.uint8)] * count, None)
+        stream.prepare()
+        self.decode(stream.latents[:, :, None].expand(-1, -1, CHUNK, -1, -1)).result()
+
+    def stream(self, reference: Reference) -> Stream:
+        return self._stream.with_reference(reference)
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Started[np.ndarray]:
+        """See `LiveModel`."""
 
     def wait(self) -> None:
         if self.device.type == "cuda":

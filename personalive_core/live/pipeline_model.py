@@ -7,12 +7,9 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from ..config import CHUNK
 from ..pipeline import Pipeline
 from ..sampling.cuda import Started
 from ..sampling.keyframes import KeyframeSettings
-from ..sampling.reference import Reference
-from ..sampling.stream import Stream
 from .model import EncodedPortrait, NetworksModel
 
 
@@ -44,11 +41,8 @@ class PipelineModel(NetworksModel):
         self.width, self.height = width, height
         self._pipeline, self._fit = pipeline, fit
         self.keyframes = keyframes or KeyframeSettings()
-        self.warm_up()
         blank = pipeline.encode_reference(np.zeros((height, width, 3), np.uint8))
-        self._stream = pipeline.stream(blank, steps, self.keyframes)
-        self._stream.prepare()
-        self.decode(blank.latents[:, :, None].expand(-1, -1, CHUNK, -1, -1)).result()
+        self.prepare(pipeline.stream(blank, steps, self.keyframes))
         self._resident = ExitStack()  # which nobody leaves
         if not self._resident.enter_context(pipeline.onload()):  # a keyframe would have to wait for its network
             self._stream.keyframes = self.keyframes = replace(self.keyframes, limit=0, return_every=0)
@@ -58,9 +52,6 @@ class PipelineModel(NetworksModel):
         yield
         reference = yield from self._pipeline.encode_reference_stages(fitted)
         return EncodedPortrait(reference, fitted)
-
-    def stream(self, reference: Reference) -> Stream:
-        return self._stream.with_reference(reference)
 
     def decode(self, latents: Tensor) -> Started[np.ndarray]:
         return self._pipeline.start_decoding(latents)

@@ -272,18 +272,32 @@ class LiveSession:
             load: makes the model, and reports how far it is.
             check: is called at least every quarter of a second; what it raises ends the session.
         """
-        with torch.inference_mode():
-            while not self._is_stopped:
-                try:
-                    self._run(load, check)
-                except (InputError, torch.cuda.OutOfMemoryError) as error:
-                    self._fail(error)
-                    self._is_restarted = False
-                    while not (self._is_stopped or self._is_restarted):
-                        with self._changed:
-                            self._changed.wait(0.25)
-                        check()
+
+        def checked() -> None:
+            try:
+                check()
+            except Exception as error:
+                raise _Ended from error
+
+        try:
+            with torch.inference_mode():
+                while not self._is_stopped:
+                    try:
+                        self._run(load, checked)
+                    except Exception as error:
+                        self._is_restarted = False  # before the page can see the failure and ask for it
+                        self._fail(error)
+                        self._wait_for_restart(checked)
+        except _Ended as ended:
+            assert ended.__cause__
+            raise ended.__cause__ from None
         self._enter(State.STOPPED)
+
+    def _wait_for_restart(self, check: Callable[[], None]) -> None:
+        while not (self._is_stopped or self._is_restarted):
+            with self._changed:
+                self._changed.wait(0.25)
+            check()
 
     def _run(self, load: Callable[[Report], LiveModel], check: Callable[[], None]) -> None:
         def report(text: str, done: float) -> None:
@@ -552,12 +566,20 @@ class LiveSession:
             self.on_state()
 
     def _fail(self, error: Exception) -> None:
-        text = str(error)
+        text, level = str(error), logging.INFO
         if isinstance(error, torch.cuda.OutOfMemoryError):
             reason = text.partition(". ")[0]
             text = f"the GPU has too little memory ({reason}): close other programs or use a smaller size."
-        log.info("live stopped", exc_info=error)
+        elif not isinstance(error, InputError):
+            reason = " ".join(text.split()) or "no message"
+            text = f"a fault of the program ({type(error).__name__}: {reason}): start again, or report it with the log."
+            level = logging.ERROR
+        log.log(level, "live stopped", exc_info=error)
         self._enter(State.ERROR, text)
+
+
+class _Ended(BaseException):
+    """What the caller's `check` raised: no failure of the session, so nothing on the way up may take it for one."""
 
 
 def _median(motion: Motion) -> Motion:

@@ -112,6 +112,16 @@ def on_stream(stream: torch.cuda.Stream | None):
     return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
+@contextmanager
+def on_stream_after(stream: torch.cuda.Stream | None, tensor: Tensor) -> Iterator[None]:
+    """`on_stream` for work that begins with `tensor`, made on the stream that is left."""
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(tensor.device))
+        tensor.record_stream(stream)
+    with on_stream(stream):
+        yield
+
+
 def waiting_bytes(device: torch.device, *networks: nn.Module) -> int:
     """The size of the weights that are not on this device."""
     weights = (x for network in networks for x in (*network.parameters(), *network.buffers()))

@@ -287,7 +287,14 @@ def test_another_camera_clock():
     assert run.times[-1] < 7
 
 
-def test_error_and_restart():
+FAILURES = [
+    (InputError("the weights are missing: fetch them."), "the weights are missing: fetch them."),
+    (RuntimeError("an odd\nthing"), "a fault of the program (RuntimeError: an odd thing): start again, or report it"),
+]
+
+
+@pytest.mark.parametrize(("failure", "says"), FAILURES)
+def test_error_and_restart(failure, says):
     """A failure ends the windows with a sentence, and a restart begins again with the same portrait."""
     clock = Clock()
     session, model, tries = LiveSession(LiveSettings(crop=None), clock=clock), Model(clock, 0.1), []
@@ -295,12 +302,12 @@ def test_error_and_restart():
     def load(report):
         tries.append(1)
         if len(tries) == 1:
-            raise InputError("the weights are missing: fetch them.")
+            raise failure
         return model
 
     def check():
         if session.state is State.ERROR:
-            assert session.message == "the weights are missing: fetch them."
+            assert session.message.startswith(says)
             session.restart()
         elif session.portraits:
             session.stop()
@@ -308,3 +315,22 @@ def test_error_and_restart():
     session.set_portrait(PICTURE)
     session.run(load, check)
     assert len(tries) == 2 and session.state is State.STOPPED
+
+
+def test_check_ends_a_session_that_loads():
+    """What `check` raises is no failure: neither the session nor what loads the model may keep it."""
+    session = LiveSession(LiveSettings(crop=None))
+
+    def load(report):
+        try:
+            report("the networks", 0.5)
+        except Exception:
+            pytest.fail("the loader took it for a failure of its own")
+        return Model(Clock(), 0.1)
+
+    def check():
+        raise KeyError("cancelled")
+
+    with pytest.raises(KeyError, match="cancelled"):
+        session.run(load, check)
+    assert session.state is not State.ERROR

@@ -33,7 +33,8 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
         except InputError as error:
             assert len(str(error).splitlines()) == 1, error
 faulthandler.cancel_dump_traceback_later()
-print("megabytes:", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+# getrusage would give the peak of the process that started this one, where that is higher.
+print(*[line for line in open("/proc/self/status") if line.startswith("VmHWM:")])
 """
 CODECS = {
     "a.mp4": ("libx264", "aac"),
@@ -93,7 +94,8 @@ def damaged(data, rng):
 
 @pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.slow)])
 def test_damaged_files(tmp_path, count):
-    pytest.importorskip("resource", reason="needs a limit on memory")
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs Linux, which tells a process's peak of memory")
     whole, folder = tmp_path / "whole", tmp_path / "damaged"
     whole.mkdir()
     folder.mkdir()
@@ -111,4 +113,4 @@ def test_damaged_files(tmp_path, count):
     command = [sys.executable, "-c", READ_ALL, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600)
     assert done.returncode == 0, done.stdout.splitlines()[-1] + "\n" + done.stderr
-    assert int(done.stdout.split()[-1]) < 1500
+    assert int(done.stdout.split()[-2]) < 500_000, done.stdout.splitlines()[-1]  # kB
