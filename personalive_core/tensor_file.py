@@ -1,5 +1,5 @@
-"""Reads tensors from files without mapping them into memory: where another program cuts off a mapped file, the next
-access to it ends the process with SIGBUS.
+"""Tensors in files. Files are read without mapping them into memory: where another program cuts off a mapped file, the
+next access to it ends the process with SIGBUS.
 """
 
 import json
@@ -8,6 +8,7 @@ from io import FileIO
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .limits import HEADER_BYTES
@@ -96,3 +97,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         name: read_at(path, offset, math.prod(shape), dtype, dtype).view(shape)
         for name, (dtype, shape, offset) in tensors.items()
     }, metadata
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a file that the same people may read as any other new file: safetensors, from 0.8 on, gives its files to
+    their owner alone.
+
+    Raises:
+        OSError, SafetensorError: It cannot be written; an empty or cut file may be left.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata)
+    path.chmod(mode)

@@ -12,7 +12,6 @@ from types import FrameType
 
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import CHUNK, WARM_UP
@@ -20,6 +19,7 @@ from ..errors import InputError
 from ..media.video_reader import PICTURES
 from ..media.video_writer import SEGMENT, VideoWriter
 from ..sampling.stream import StreamState
+from ..tensor_file import write_safetensors
 
 LONGEST = 225  # bytes of a name, which gets longer while its file grows; disks take 255
 SAVE_EVERY = 60.0  # seconds
@@ -154,7 +154,7 @@ class Checkpoint:
         metadata = {"frames": str(frames), "settings": json.dumps(self._settings)}
         try:
             video.sync()
-            save_file(tensors | {f"+{key}": value for key, value in more.items()}, temporary, metadata)
+            write_safetensors(tensors | {f"+{key}": value for key, value in more.items()}, temporary, metadata)
             with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)

@@ -12,13 +12,12 @@ from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError
 from ..files import check_file
 from ..limits import MOTION_FRAMES, MOTION_RATES
-from ..tensor_file import read_safetensors
+from ..tensor_file import read_safetensors, write_safetensors
 from .hold import Reason
 from .keypoints import BOX_GRID
 from .motion import Motion
@@ -63,7 +62,7 @@ def save_motion(performance: Performance, path: str | Path) -> None:
     temporary = path.with_name(f".personalive-{uuid4().hex[:8]}")  # short: `path` may have the longest name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
+        write_safetensors({key: value.cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):  # where there can be no file, there is none to remove

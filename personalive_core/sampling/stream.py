@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import CHUNK, PIXELS_PER_LATENT, WARM_UP, WINDOW
@@ -17,6 +17,7 @@ from ..motion.performance import PUBLISHED, Strength, retarget_motion
 from ..networks.head_pose import HeadPose
 from ..networks.pose_guider import PoseGuider
 from ..networks.reference_unet import ReferenceFeatures
+from ..tensor_file import write_safetensors
 from .keyframes import FIRST_WINDOW, KeyframeBank, KeyframeSettings
 from .reference import Reference
 from .window import DenoisedWindow, Denoiser
@@ -42,7 +43,7 @@ class StreamState:
 
     def save(self, path: Path) -> None:
         """Writes a file for `Stream.resume`."""
-        save_file(self.tensors(), path)
+        write_safetensors(self.tensors(), path)
 
     def tensors(self) -> dict[str, Tensor]:
         """What `save` writes, on the CPU: everything that the next window needs."""

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import InputError
-from ..tensor_file import safetensors_header
+from ..tensor_file import safetensors_header, write_safetensors
 from . import hub
 from .find import NETWORK_FILES, SIZES_FILE, WeightFiles
 from .load import checked_weights, meta_networks, network_dtype, open_checkpoint
@@ -83,7 +82,7 @@ def _cast(path: Path, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 def _write(state_dict: dict[str, Tensor], path: Path, source: str) -> None:
     partial = path.with_name(f"{path.name}.part")
     try:
-        save_file(state_dict, partial, metadata={"format": "pt", "source": source})
+        write_safetensors(state_dict, partial, {"format": "pt", "source": source})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

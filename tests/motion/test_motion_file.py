@@ -36,6 +36,8 @@ def test_it_comes_back_bit_for_bit_and_is_small(file):
     assert found.strength == Strength(0.5, 1.5, 0, 1, True)
     assert file.stat().st_size < 50 * 2500 + 6000
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+    (plain := file.with_name("plain")).touch()
+    assert file.stat().st_mode == plain.stat().st_mode
     times = tuple(Fraction(i * i, 100) for i in range(50))
     save_motion(Performance(motion, RATE, times=times), file)
     assert load_motion(file).times == times
