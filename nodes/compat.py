@@ -49,7 +49,8 @@ def make_patcher(network: nn.Module, state_dict: dict[str, Tensor]):
 
 def is_whole(patcher) -> bool:
     """Whether all of a patcher's network is on the device where it works."""
-    return all(p.device == patcher.load_device for p in patcher.model.parameters())
+    there = patcher.load_device.type  # not its index: Apple's device is "mps", and its tensors' is "mps:0"
+    return all(p.device.type == there for p in patcher.model.parameters())
 
 
 def can_capture(patcher) -> bool:

@@ -1,23 +1,83 @@
-"""Devices: which one to use, in which precision, and how pictures get there."""
+"""Devices: which there are, which one to use and in which precision, and how pictures get there."""
 
 import re
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from .errors import InputError
 
+AMPERE = (8, 0)  # compute capability of the oldest GPUs with bfloat16, and with the matrix products that Triton needs
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class DeviceKind(NamedTuple):
+    """Devices on which the networks run in the same way.
+
+    Args:
+        name: For people.
+        dtype: The fastest type that gives right results: "fp32" or "fp16".
+        tried: What the networks were run on; empty where none of the kind was there to try.
+    """
+
+    name: str
+    dtype: str
+    tried: str = ""
+
+
+AMPERE_AND_NEWER = DeviceKind("NVIDIA, compute capability 8.0 and newer (RTX 30, A100)", "fp16", "H100, H200")
+VOLTA_AND_TURING = DeviceKind("NVIDIA, compute capability 7.0 to 7.5 (V100, T4, RTX 20)", "fp16")
+NO_TENSOR_CORES = DeviceKind("NVIDIA GTX 16 and its relatives, where fp16 overflows", "fp32")
+OLDER = DeviceKind("NVIDIA, below compute capability 7.0 (GTX 10), where fp16 is emulated or slow", "fp32")
+AMD = DeviceKind("AMD, by PyTorch's ROCm", "fp16")
+INTEL = DeviceKind("Intel, by PyTorch's XPU", "fp16")
+APPLE = DeviceKind("Apple, by PyTorch's MPS", "fp16")
+CPU = DeviceKind("CPU, where fp16 is slow", "fp32", "x86-64")
+DEVICES = (AMPERE_AND_NEWER, VOLTA_AND_TURING, NO_TENSOR_CORES, OLDER, AMD, INTEL, APPLE, CPU)
+"""All kinds. On those that were not tried, the networks use only operations that PyTorch documents for them."""
+
+
+def device_kind(device_type: str, gpu: str = "", capability: tuple[int, int] = (0, 0), is_rocm: bool = False):
+    """The kind of a device.
+
+    Args:
+        device_type: PyTorch's: "cuda", "xpu", "mps", "cpu".
+        gpu: The name of a CUDA GPU.
+        capability: Its compute capability.
+        is_rocm: Whether "cuda" stands for AMD's.
+    """
+    if device_type != "cuda" or is_rocm:
+        return AMD if device_type == "cuda" else {"xpu": INTEL, "mps": APPLE}.get(device_type, CPU)
+    if capability >= AMPERE:
+        return AMPERE_AND_NEWER
+    if capability < (7, 0):
+        return OLDER
+    # The same chips are sold under several names.
+    has_none = capability == (7, 5) and re.search(r"GTX 16|MX[45]50|CMP 30HX|\bT\d{3,4}\b", gpu)
+    return NO_TENSOR_CORES if has_none else VOLTA_AND_TURING
+
+
+def kind_of(device: torch.device) -> DeviceKind:
+    """The kind of this device, which must be there."""
+    if device.type != "cuda":
+        return device_kind(device.type)
+    gpu = torch.cuda.get_device_properties(device)
+    return device_kind("cuda", gpu.name, (gpu.major, gpu.minor), torch.version.hip is not None)
+
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of this name; "auto" takes a CUDA GPU, then Apple's, then the CPU.
+    """The device of this name; "auto" takes a GPU if there is one: NVIDIA's or AMD's, then Intel's, then Apple's.
 
     Raises:
-        InputError: the device is not there, or does not compute.
+        InputError: The device is not there, or does not compute.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        backends = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.backends.mps}
+        name = next((name for name, backend in backends.items() if backend.is_available()), "cpu")
     try:
         x = torch.zeros(1, device=name)
         x.item()  # the meta device, and a GPU that this PyTorch has no kernels for, fail only here
@@ -28,33 +88,15 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type of this name (fp32, fp16, bf16); "auto" is what `auto_dtype` says of the device."""
-    if name != "auto":
-        return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
-    if device.type != "cuda":
-        return auto_dtype(device.type)
-    gpu = torch.cuda.get_device_properties(device)
-    return auto_dtype("cuda", gpu.name, (gpu.major, gpu.minor))
+    """The type of this name (fp32, fp16, bf16); "auto" is that of the device's kind.
 
-
-def auto_dtype(device_type: str, gpu: str = "", capability: tuple[int, int] = (0, 0)) -> torch.dtype:
-    """The fastest type that gives right results.
-
-    Args:
-        device_type: "cuda", "mps", "cpu", ...
-        gpu: its name, of a CUDA GPU.
-        capability: its compute capability.
+    Raises:
+        InputError: The device has no bfloat16.
     """
-    # CPU                             float32: float16 is slower
-    # capability below 7.0            float32: float16 is emulated or many times slower
-    # 7.5 without tensor cores        float32: float16 overflows (GTX 16, and the same chips under other names)
-    # other GPUs, Apple's             float16
-    if device_type == "cpu":
-        return torch.float32
-    overflows = capability == (7, 5) and re.search(r"GTX 16|MX[45]50|CMP 30HX|\bT\d{3,4}\b", gpu)
-    if device_type == "cuda" and (capability < (7, 0) or overflows):
-        return torch.float32
-    return torch.float16
+    kind = kind_of(device)
+    if name == "bf16" and kind in (VOLTA_AND_TURING, NO_TENSOR_CORES, OLDER):
+        raise InputError(f"this GPU has no bf16 ({kind.name}): choose auto or fp32.")
+    return _DTYPES[kind.dtype if name == "auto" else name]
 
 
 def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -69,3 +111,17 @@ def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None)
 def to_pixels(pictures: np.ndarray, device: torch.device | str) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [0, 1] on the device, as the networks take it."""
     return rearrange(to_device(torch.tensor(pictures), torch.device(device)).float() / 255, "b h w c -> b c h w")
+
+
+def resize(x: Tensor, size: tuple[int, int], mode: str, **options: Any) -> Tensor:
+    """PyTorch's `interpolate`, by the CPU on devices that lack some of it: Apple's have "area" only for sizes that
+    divide, and no antialias.
+
+    Args:
+        x: (B, C, H, W).
+        size: Height and width of the result.
+        mode: As PyTorch names it, like the options.
+    """
+    if x.device.type in ("cuda", "cpu"):
+        return F.interpolate(x, size=size, mode=mode, **options)
+    return F.interpolate(x.cpu(), size=size, mode=mode, **options).to(x.device)

@@ -12,11 +12,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers import ModelMixin as DiffusersModel
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
 from .config import LATENT_SCALE
-from .device import pick_device, pick_dtype, to_pixels
+from .device import pick_device, pick_dtype, resize, to_pixels
 from .errors import InputError
 from .motion.extraction import DrivingFrame, extract_motion, extract_motions
 from .motion.motion import Motion
@@ -343,7 +342,7 @@ def place(name: str, network: torch.nn.Module, device: torch.device, dtype: torc
 
 def clip_pixels(pixels: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1] -> (B, 3, 224, 224) as CLIP was trained: bicubic, in 8 bit, its mean and deviation."""
-    small = F.interpolate(pixels, size=(224, 224), mode="bicubic", antialias=True)
+    small = resize(pixels, (224, 224), "bicubic", antialias=True)
     small = (small * 255).clamp(0, 255).round() / 255
     mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return (small - mean) / std

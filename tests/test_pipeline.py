@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from personalive_core.device import auto_dtype, pick_device
 from personalive_core.errors import InputError
 from personalive_core.sampling.cuda import onload, waiting_bytes
 from tiny import tiny_pipeline
@@ -75,31 +74,3 @@ def test_numbers_that_are_not_finite_are_an_error_in_place_of_a_black_frame(numb
     pipeline.decoder.conv_out.bias[1] = number
     with pytest.raises(InputError, match=r"decoded video holds numbers that are not finite.*bf16 or fp32"):
         pipeline.decode(torch.zeros(1, 4, 3, 16, 16))
-
-
-@pytest.mark.parametrize(
-    "device, gpu, capability, expected",
-    [
-        ("cpu", "", (0, 0), torch.float32),
-        ("mps", "", (0, 0), torch.float16),
-        ("cuda", "NVIDIA GeForce GTX 1080 Ti", (6, 1), torch.float32),
-        ("cuda", "Tesla V100-SXM2-32GB", (7, 0), torch.float16),
-        ("cuda", "NVIDIA GeForce GTX 1660 SUPER", (7, 5), torch.float32),
-        ("cuda", "NVIDIA GeForce GTX 1650 with Max-Q Design", (7, 5), torch.float32),
-        ("cuda", "NVIDIA GeForce MX450", (7, 5), torch.float32),
-        ("cuda", "NVIDIA T1200 Laptop GPU", (7, 5), torch.float32),
-        ("cuda", "Quadro T2000", (7, 5), torch.float32),
-        ("cuda", "Tesla T4", (7, 5), torch.float16),
-        ("cuda", "NVIDIA GeForce RTX 2060", (7, 5), torch.float16),
-        ("cuda", "Quadro RTX 4000", (7, 5), torch.float16),
-        ("cuda", "NVIDIA H100 80GB HBM3", (9, 0), torch.float16),
-    ],
-)
-def test_precision_that_is_chosen_for_a_device(device, gpu, capability, expected):
-    assert auto_dtype(device, gpu, capability) == expected
-
-
-@pytest.mark.parametrize("name", ["meta", "cuda:99", "cuda:300", "cuda:-1", "xla", "vulkan", "lazy", "3", "", "gpu"])
-def test_a_device_that_does_not_compute_is_one_sentence(name):
-    with pytest.raises(InputError, match=f"device {name} cannot be used here"):
-        pick_device(name)

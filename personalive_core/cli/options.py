@@ -15,7 +15,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:1, mps or cpu")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cuda, cuda:1, xpu, mps or cpu")
     parser.add_argument(
         "--dtype",
         default="auto",

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
-from torch.nn import functional as F
 
+from ..device import resize, to_pixels
 from ..errors import InputError
 from ..motion.keypoints import BOX_GRID, face_boxes, transform_keypoints
 from ..networks.motion_extractor import MotionExtractor
@@ -150,8 +149,7 @@ def refine_face(
     size = extractor.config.image_size
     for _ in range(rounds):
         crop = Crop.around(face, picture.shape[1], picture.shape[0])
-        pixels = torch.tensor(crop.cut(picture, 2 * size)[None], device=device).float() / 255
-        pixels = F.interpolate(rearrange(pixels, "b h w c -> b c h w"), size=(size, size), mode="area")
+        pixels = resize(to_pixels(crop.cut(picture, 2 * size)[None], device), (size, size), "area")
         pose = extractor(pixels.to(extractor.get_dtype())).to("cpu")
         left, top, right, bottom = (face_boxes(transform_keypoints(pose))[0] / BOX_GRID * crop.side).tolist()
         if min(right - left, bottom - top) < SMALLEST_SHARE * crop.side:

@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..config import CHUNK
-from ..device import to_pixels
+from ..device import resize, to_pixels
 from ..errors import InputError
 from ..networks.motion_encoder import MotionEncoder
 from ..networks.motion_extractor import MotionExtractor
@@ -152,7 +151,7 @@ def extract_motion(
     """
     motions = []
     for chunk in frames.split(CHUNK):
-        small = F.interpolate(chunk, size=(extractor.config.image_size,) * 2, mode="area")
+        small = resize(chunk, (extractor.config.image_size,) * 2, "area")
         pose = extractor(small.to(extractor.get_dtype())).to("cpu")
         boxes = fill_empty_boxes(face_boxes(transform_keypoints(pose)), previous.boxes[-1] if previous else None)
         faces = crop_faces(chunk, boxes, encoder.config.image_size)

@@ -11,8 +11,8 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..device import resize
 from ..errors import InputError
 from ..networks.head_pose import HeadPose
 from .keypoints import dots_inside, has_face_box, transform_keypoints
@@ -71,7 +71,7 @@ class Hold:
         Returns:
             The motion that is ready, with `held` set. Nothing is ready before the first good frame.
         """
-        thumbnails = F.interpolate(frames, size=(THUMBNAIL, THUMBNAIL), mode="area").cpu()
+        thumbnails = resize(frames, (THUMBNAIL, THUMBNAIL), "area").cpu()
         ready = []
         for i, reason in enumerate(_judge(motion)):
             self._missed = 0 if has_face is None or has_face[i] else self._missed + 1

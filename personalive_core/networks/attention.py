@@ -17,6 +17,7 @@ CUDNN_FIRST = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+APPLE_SCORES = 2**28  # in one call, 1 GB
 
 
 def pytorch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -31,9 +32,22 @@ def pytorch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         The shape of q.
     """
     if not (_is_cudnn_fastest(q.device) and torch.backends.cuda.cudnn_sdp_enabled()):
-        return scaled_dot_product_attention(q, k, v)
+        return plain_attention(q, k, v)
     with sdpa_kernel(CUDNN_FIRST, set_priority=True):
         return scaled_dot_product_attention(q, k, v)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's own attention, by the kernel that it chooses; shapes as in `pytorch_attention`.
+
+    On Apple's GPUs in parts, as MPS limits the size of a tensor and makes one of all scores; and in float32, as other
+    Stable Diffusion programs saw float16 overflow there.
+    """
+    if q.device.type != "mps":
+        return scaled_dot_product_attention(q, k, v)
+    entries = max(1, APPLE_SCORES // (q.shape[1] * q.shape[2] * k.shape[2]))
+    parts = zip(*(x.float().split(entries) for x in (q, k, v)), strict=True)
+    return torch.cat([scaled_dot_product_attention(*part) for part in parts]).to(q.dtype)
 
 
 @lru_cache

@@ -13,11 +13,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..device import AMPERE
 from .attention import Attention
 
 log = logging.getLogger(__name__)
-
-AMPERE = (8, 0)  # compute capability of the oldest GPUs that Triton's matrix products support
 
 
 @lru_cache

@@ -24,7 +24,7 @@ def _sin_cos(count: int, width: int) -> Tensor:
 @lru_cache(maxsize=32)
 def token_positions(count: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(count, width): position encodings of the motion tokens."""
-    return _sin_cos(count, width).to(device, dtype)
+    return _sin_cos(count, width).to(dtype).to(device)  # not every GPU has float64
 
 
 @lru_cache(maxsize=32)
@@ -32,7 +32,7 @@ def patch_positions(side: int, width: int, device: torch.device, dtype: torch.dt
     """Position encodings (side x side, width), row by row: the first half encodes the column, the second the row."""
     line = _sin_cos(side, width // 2)
     columns, rows = line.expand(side, -1, -1), line[:, None].expand(-1, side, -1)
-    return torch.cat([columns, rows], dim=-1).flatten(0, 1).to(device, dtype)
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1).to(dtype).to(device)
 
 
 def _batch_norm(channels: int, eps: float = 1e-5, *, operations: Operations, **kwargs) -> nn.Module:
