@@ -57,9 +57,7 @@ class PersonaLiveModel:
         own = self.patchers["denoising_unet"]
         unet = own if unet is None else unet
         if not own.is_clone(unet):
-            raise InputError(
-                "the UNet is of another model: connect the output 'unet' of the same Load PersonaLive Model."
-            )
+            raise InputError("the UNet is of another model: connect that of the same Load PersonaLive Model.")
         unet.check()
         own.model.attention.transformer_options = unet.model_options["transformer_options"]
         return replace(self, patchers=self.patchers | {"denoising_unet": unet})
@@ -144,8 +142,8 @@ class LoadModel(io.ComfyNode):
                 ),
                 io.Model.Output(
                     display_name="unet",
-                    tooltip="The denoising UNet alone, for nodes that load a LoRA or replace attention. Their result goes "
-                    "into 'unet' of Sample or Live.",
+                    tooltip="The denoising UNet alone, for nodes that load a LoRA or replace attention. Connect what "
+                    "comes out to 'unet' of Sample or Live.",
                 ),
             ],
         )

@@ -32,11 +32,11 @@ class UNetModel(nn.Module):
 
     def _refuse(self):
         raise InputError(
-            "only PersonaLive's own nodes can sample this UNet: connect it to 'unet' of PersonaLive Sample or Live, and to "
-            "no other sampler or schedule."
+            "only PersonaLive's own nodes can sample this UNet: connect it to 'unet' of PersonaLive Sample or Live, "
+            "not to another sampler."
         )
 
-    latent_format = model_sampling = property(_refuse)  # for which samplers and schedules ask first
+    latent_format = model_sampling = property(_refuse)  # what samplers ask for first
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
         return super().state_dict(*args, **kwargs) | dict(self.named_parameters())

@@ -25,7 +25,7 @@ LAYERS = {  # of the first spatial transformer and its residual block, as the ch
 
 @pytest.fixture(scope="module")
 def lora(models):
-    """A LoRA named as kohya's tools do, for Stable Diffusion 1.x, and a set of weights `merged` that holds its effect."""
+    """A LoRA for Stable Diffusion 1.x, named as kohya's tools do, and a set of weights `merged` with it built in."""
     tiny, merged = (models / "personalive" / name / "personalive" for name in ("tiny", "merged"))
     shutil.copytree(tiny, merged)
     weights = torch.load(merged / "denoising_unet.pth", weights_only=True)

@@ -54,8 +54,8 @@ from pathlib import Path
 from personalive_core.networks import kernels
 
 moved = Path(sys.argv[1], "moved.py")
-source = Path(kernels.__file__).read_text()
-moved.write_text("\\n\\n" + source.replace("def geglu(", "UNUSED = 1\\n\\n\\ndef geglu(").replace("+ tl.erf", "- tl.erf"))
+source = Path(kernels.__file__).read_text().replace("def geglu(", "UNUSED = 1\\n\\n\\ndef geglu(")
+moved.write_text("\\n\\n" + source.replace("+ tl.erf", "- tl.erf"))
 spec = importlib.util.spec_from_file_location("another_pack.moved", moved)
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
