@@ -1,14 +1,14 @@
 """What differs between ComfyUI versions, from 0.3.64 on."""
 
 import inspect
+from typing import Any
 
+import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfyui_version
 import torch
 from comfy.cli_args import args
-from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from torch import Tensor, nn
 
 from ..personalive_core.networks.attention import pytorch_attention
@@ -24,23 +24,18 @@ def require_host() -> None:
         raise RuntimeError(f"PersonaLive needs ComfyUI {oldest} or newer, and this is {version}: update ComfyUI.")
 
 
-def make_patcher(network: nn.Module, state_dict: dict[str, Tensor]):
-    """Puts a network with its weights under the host's memory management: whole on the GPU if there is room.
+def make_patcher(network: nn.Module, make=comfy.model_patcher.ModelPatcher):
+    """Puts a network under the host's memory management: whole on the GPU if there is room.
 
     Newer hosts also have a patcher that loads weights as they are used. That would slow down every layer of every
     window; this one keeps weights at fixed addresses, as CUDA graphs need them.
 
     Args:
-        network: Built on its offload device.
-        state_dict: All its weights, in its own types.
-
-    Returns:
-        The host's ModelPatcher.
+        network: On its offload device, with its weights.
+        make: The host's ModelPatcher, or a class made from it.
     """
-    network.to(memory_format=torch.channels_last)
-    network.load_state_dict(state_dict, strict=True)
     network.eval().requires_grad_(False)
-    return comfy.model_patcher.ModelPatcher(
+    return make(
         network,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
@@ -56,20 +51,45 @@ def is_whole(patcher) -> bool:
 def can_capture(patcher) -> bool:
     """Whether a patcher's network may be captured as a CUDA graph: it is whole on a GPU that has them, attention is
     PyTorch's, and the user has not switched graphs off (in newer hosts)."""
-    is_whole = all(p.device.type == "cuda" for p in patcher.model.parameters())
+    is_on_gpu = all(p.device.type == "cuda" for p in patcher.model.parameters())
     is_allowed = not getattr(args, "disable_cuda_graphs", False)
-    return (
-        is_whole and is_allowed and optimized_attention is attention_pytorch and cuda.can_capture(patcher.load_device)
-    )
+    is_plain = Attention(patcher.model_options["transformer_options"]).is_pytorchs
+    return is_on_gpu and is_allowed and is_plain and cuda.can_capture(patcher.load_device)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The user's choice of attention, but never quantised; shapes as in `pytorch_attention`."""
-    if optimized_attention is attention_pytorch:  # through the host it may take a slower kernel
-        return pytorch_attention(q, k, v)
-    return optimized_attention(
-        q, k, v, heads=q.shape[1], skip_reshape=True, skip_output_reshape=True, low_precision_attention=False
-    )
+class Attention:
+    """The attention that the user chose, looked up each time it is used: packs may replace it while the host runs.
+
+    Shapes are those of `pytorch_attention`.
+
+    Attributes:
+        transformer_options: Those of the MODEL, where `optimized_attention_override` may be.
+    """
+
+    def __init__(self, transformer_options: dict[str, Any] | None = None):
+        self.transformer_options = transformer_options or {}
+
+    @property
+    def is_pytorchs(self) -> bool:
+        return not self.transformer_options and host_attention.optimized_attention is host_attention.attention_pytorch
+
+    @property
+    def may_fuse(self) -> bool:
+        """Whether the fused kernels may stand in for it: they know nothing of a MODEL's override."""
+        return not self.transformer_options
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.is_pytorchs:  # through the host it may take a slower kernel
+            return pytorch_attention(q, k, v)
+        return host_attention.optimized_attention(
+            q,
+            k,
+            v,
+            heads=q.shape[1],
+            skip_reshape=True,
+            skip_output_reshape=True,
+            transformer_options=self.transformer_options,
+        )
 
 
 def load(patchers: list, memory: int) -> None:
@@ -79,9 +99,22 @@ def load(patchers: list, memory: int) -> None:
         patchers: From `make_patcher`.
         memory: Bytes to keep free for activations.
     """
+    for patcher in patchers:
+        set_layout(patcher.model, patcher.load_device)
     comfy.model_management.load_models_gpu(patchers, memory_required=memory)
     for patcher in patchers:
         move_other_layers(patcher.model, patcher.load_device)
+        set_layout(patcher.model, patcher.load_device)
+
+
+def set_layout(network: nn.Module, device: torch.device) -> None:
+    """Makes the weights of convolutions channels-last on the device that they work on, where that is fastest, and
+    contiguous elsewhere: the host pins no others, and copies others to the GPU number by number."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            layout = torch.channels_last if module.weight.device == device else torch.contiguous_format
+            if not module.weight.is_contiguous(memory_format=layout):  # those of 1x1 are both, and must stay in place
+                module.weight.data = module.weight.data.contiguous(memory_format=layout)
 
 
 def move_other_layers(network: nn.Module, device: torch.device) -> None:

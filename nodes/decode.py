@@ -69,7 +69,8 @@ def _make_patcher(vae, decoder: nn.Module):
         operations=comfy.ops.disable_weight_init,
     )
     # With dynamic VRAM the host keeps weights in their file's type, and its linear layers would use them so.
-    return compat.make_patcher(network, {key: value.to(vae.vae_dtype) for key, value in weights.items()})
+    network.load_state_dict({key: value.to(vae.vae_dtype) for key, value in weights.items()})
+    return compat.make_patcher(network)
 
 
 def _renamed(decoder: dict[str, Tensor], post_quant_conv: dict[str, Tensor]) -> dict[str, Tensor]:

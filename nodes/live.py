@@ -66,6 +66,12 @@ class Live(io.ComfyNode):
                     "clip_vision", tooltip="The image encoder that encoded the reference: for portraits that you drop."
                 ),
                 ReferenceType.Input("reference", tooltip="From Encode Reference: the portrait to begin with."),
+                io.Model.Input(
+                    "unet",
+                    optional=True,
+                    tooltip="The output 'unet' of Load PersonaLive Model, after nodes that load a LoRA or replace "
+                    "attention.",
+                ),
                 *strength_inputs(),
                 io.Boolean.Input(
                     "early",
@@ -125,9 +131,11 @@ class Live(io.ComfyNode):
         record: bool,
         keyframes: int,
         seed: int,
+        unet=None,
         **strength,
     ) -> io.NodeOutput:
         reference.check_model(model)
+        model = model.with_unet(unet)
         session = LiveSession(LiveSettings(crop=DrivingCropSettings() if crop else None, seed=seed))
         session.set(strength=Strength(**strength), early=early)
 
@@ -160,7 +168,7 @@ class NodeLiveModel(NetworksModel):
         self._model, self._vae, self._clip_vision, self._first = model, vae, clip_vision, reference
         report("the networks", 0.0)
         keyframes = keyframes if self._load_all(keyframes) else 0
-        networks = {name: patcher.model for name, patcher in model.patchers.items()}
+        networks = {name: model.network(name) for name in model.patchers}
         graphed = [GraphedIfPossible(model.patchers[name]) for name in ("motion_extractor", "motion_encoder")]
         super().__init__(*graphed, model.device)
         self._graphed, self._addresses = graphed, list[int]()

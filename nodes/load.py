@@ -1,15 +1,16 @@
 """Load PersonaLive Model: the weights, checked, in networks that the host's memory management holds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import comfy.model_management
 import comfy.ops
 import comfy.utils
 import torch
 from comfy_api.latest import io
-from torch import nn
+from torch import Tensor, nn
 
 from ..personalive_core.config import ModelConfig
+from ..personalive_core.errors import InputError
 from ..personalive_core.networks.denoising_unet import DenoisingUNet
 from ..personalive_core.networks.motion_encoder import MotionEncoder
 from ..personalive_core.networks.motion_extractor import MotionExtractor
@@ -18,6 +19,7 @@ from ..personalive_core.networks.reference_unet import ReferenceUNet
 from ..personalive_core.weights.find import WeightFiles
 from ..personalive_core.weights.load import checked_state_dict, meta_networks, network_dtype
 from . import compat, memory
+from .unet import UNetModel, UNetPatcher
 from .weights import OFFICIAL, checkpoint_files, fingerprint, require, set_fingerprint, weight_sets
 
 
@@ -37,10 +39,28 @@ class PersonaLiveModel:
     def device(self) -> torch.device:
         return self.patchers["denoising_unet"].load_device
 
+    def network(self, name: str) -> nn.Module:
+        model = self.patchers[name].model
+        return model.diffusion_model if isinstance(model, UNetModel) else model
+
     def load(self, *names: str, memory: int) -> list[nn.Module]:
-        """Bring networks to the device with `memory` bytes to spare for activations; as much of them as fits."""
+        """Brings networks to the device with `memory` bytes to spare for activations; as much of them as fits."""
         compat.load([self.patchers[name] for name in names], memory)
-        return [self.patchers[name].model for name in names]
+        return [self.network(name) for name in names]
+
+    def with_unet(self, unet) -> "PersonaLiveModel":
+        """The same with its denoising UNet as other nodes have patched it: a MODEL, or None.
+
+        Raises:
+            InputError: It is not of this model, or has patches that would have no effect.
+        """
+        own = self.patchers["denoising_unet"]
+        unet = own if unet is None else unet
+        if not own.is_clone(unet):
+            raise InputError("the UNet is of another model: connect that of the same Load PersonaLive Model.")
+        unet.check()
+        own.model.attention.transformer_options = unet.model_options["transformer_options"]
+        return replace(self, patchers=self.patchers | {"denoising_unet": unet})
 
     def load_motion_extractor(self) -> MotionExtractor:
         """For the keypoints of one picture at a time."""
@@ -51,33 +71,39 @@ ModelType = io.Custom("PERSONALIVE_MODEL")
 
 
 def load_model(files: WeightFiles, precision: str) -> PersonaLiveModel:
-    config = files.config
-    networks = meta_networks(config)
+    networks = meta_networks(files.config)
     bar = comfy.utils.ProgressBar(len(networks))
     patchers = {}
-    for network, expected in networks.items():
+    for name, expected in networks.items():
         comfy.model_management.throw_exception_if_processing_interrupted()
         parameters = sum(value.numel() for value in expected.parameters())
-        dtype = network_dtype(network, compat.float_dtype(precision, parameters))
-        state_dict = checked_state_dict(expected, files.paths(network), dtype)
-        patchers[network] = compat.make_patcher(_build(network, config, dtype), state_dict)
+        dtype = network_dtype(name, compat.float_dtype(precision, parameters))
+        state_dict = checked_state_dict(expected, files.paths(name), dtype)
+        patchers[name] = _patcher(name, files.config, dtype, state_dict)
         bar.update(1)
     dtype = patchers["denoising_unet"].model.get_dtype()
     return PersonaLiveModel(patchers, files, dtype, f"{fingerprint(checkpoint_files(files))} {precision}")
 
 
-def _build(name: str, config: ModelConfig, dtype: torch.dtype) -> nn.Module:
-    device, operations = comfy.model_management.unet_offload_device(), comfy.ops.disable_weight_init
-    layers = dict(dtype=dtype, device=device, operations=operations)
+def _patcher(name: str, config: ModelConfig, dtype: torch.dtype, state_dict: dict[str, Tensor]):
+    """The patcher of a network with these weights."""
+    layers = dict(dtype=dtype, device="meta", operations=comfy.ops.disable_weight_init)
+    attention = compat.Attention()
+    network: nn.Module
     if name == "denoising_unet":
-        return DenoisingUNet(config.unet, attention=compat.attention, **layers)
-    if name == "reference_unet":
-        return ReferenceUNet(config.unet, attention=compat.attention, **layers)
-    if name == "motion_encoder":
-        return MotionEncoder(config.motion_encoder, attention=compat.attention, **layers)
-    if name == "motion_extractor":
-        return MotionExtractor(config.motion_extractor, **layers)
-    return PoseGuider(config.pose_guider, **layers)
+        network = DenoisingUNet(config.unet, attention=attention, **layers)
+    elif name == "reference_unet":
+        network = ReferenceUNet(config.unet, attention=attention, **layers)
+    elif name == "motion_encoder":
+        network = MotionEncoder(config.motion_encoder, attention=attention, **layers)
+    elif name == "motion_extractor":
+        network = MotionExtractor(config.motion_extractor, **layers)
+    else:
+        network = PoseGuider(config.pose_guider, **layers)
+    network.load_state_dict(state_dict, strict=True, assign=True)
+    if isinstance(network, DenoisingUNet):
+        return compat.make_patcher(UNetModel(network, attention), UNetPatcher)
+    return compat.make_patcher(network)
 
 
 class LoadModel(io.ComfyNode):
@@ -113,7 +139,12 @@ class LoadModel(io.ComfyNode):
                 ModelType.Output(
                     display_name="model",
                     tooltip="The five networks. Connect the same model to every node that takes one.",
-                )
+                ),
+                io.Model.Output(
+                    display_name="unet",
+                    tooltip="The denoising UNet alone, for nodes that load a LoRA or replace attention. Connect what "
+                    "comes out to 'unet' of Sample or Live.",
+                ),
             ],
         )
 
@@ -123,4 +154,5 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, weights: str, precision: str) -> io.NodeOutput:
-        return io.NodeOutput(load_model(require(weights), precision))
+        model = load_model(require(weights), precision)
+        return io.NodeOutput(model, model.patchers["denoising_unet"])

@@ -43,6 +43,12 @@ class Sample(io.ComfyNode):
                 ModelType.Input("model", tooltip="From Load PersonaLive Model."),
                 ReferenceType.Input("reference", tooltip="From Encode Reference."),
                 MotionType.Input("motion", tooltip="From Extract Motion, for the same reference."),
+                io.Model.Input(
+                    "unet",
+                    optional=True,
+                    tooltip="The output 'unet' of Load PersonaLive Model, after nodes that load a LoRA or replace "
+                    "attention.",
+                ),
                 io.Int.Input(
                     "steps",
                     default=4,
@@ -106,8 +112,10 @@ class Sample(io.ComfyNode):
         keyframe_threshold: float,
         return_every: float,
         seed: int,
+        unet=None,
     ) -> io.NodeOutput:
         reference.check_model(model)
+        model = model.with_unet(unet)
         motion.check_reference(reference)
         performance = motion.performance
         settings = KeyframeSettings.in_seconds(keyframes, keyframe_threshold, return_every, performance.frame_rate)

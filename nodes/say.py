@@ -11,6 +11,7 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..personalive_core.media.video_reader import DEFAULT_FRAME_RATE
+from ..personalive_core.networks import fused
 
 _log = logging.getLogger("personalive")
 
@@ -25,6 +26,18 @@ def say(text: str) -> None:
     context = get_executing_context()
     _said.update(context=context, text=text)
     PromptServer.instance.send_progress_text(text, context.node_id)
+
+
+def say_once(text: str) -> None:
+    """As `say`, where a node is running that does not say this already; else in the log alone."""
+    context = get_executing_context()
+    if context is None:
+        _log.info(text)
+    elif _said != {"context": context, "text": text}:
+        say(text)
+
+
+fused.say_compiling = say_once
 
 
 class Progress:

@@ -15,10 +15,11 @@ from personalive_core.config import (
     PoseGuiderConfig,
     UNetConfig,
 )
+from personalive_core.networks.attention import Attention, pytorch_attention
 from personalive_core.networks.denoising_unet import DenoisingUNet
 from personalive_core.networks.reference_unet import ReferenceUNet
 from personalive_core.weights.load import meta_networks
-from seeded import COMPONENTS, seeded_state_dict
+from seeded import COMPONENTS, normal, seeded_state_dict
 
 ASSETS = Path(__file__).parent / "assets"
 NO_HOST = "NO COMFYUI FOUND, SO THE NODES WERE NOT TESTED: give the folder of one, 0.3.64 or newer, in COMFYUI_PATH"
@@ -56,12 +57,44 @@ def unets() -> tuple[ReferenceUNet, DenoisingUNet]:
     return make_unets(UNET)
 
 
-def make_unets(config: UNetConfig) -> tuple[ReferenceUNet, DenoisingUNet]:
+def make_unets(config: UNetConfig, attention: Attention = pytorch_attention) -> tuple[ReferenceUNet, DenoisingUNet]:
     """Seeded."""
     return (
-        seeded(ReferenceUNet(config, device="meta"), "reference_unet"),
-        seeded(DenoisingUNet(config, device="meta"), "denoising_unet"),
+        seeded(ReferenceUNet(config, device="meta", attention=attention), "reference_unet"),
+        seeded(DenoisingUNet(config, device="meta", attention=attention), "denoising_unet"),
     )
+
+
+@torch.inference_mode()
+def unet_errors(
+    name: str,
+    config: UNetConfig,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attention: Attention = pytorch_attention,
+) -> dict[str, float]:
+    """Every output of a golden file -> its error. The expected values stay in float32."""
+    g = golden(name)
+    reference_unet, denoising_unet = (network.to(device, dtype) for network in make_unets(config, attention))
+    latents, timesteps, image_embeds, tokens = (
+        g[key].to(device, dtype if g[key].is_floating_point() else None)
+        for key in ("latents", "timesteps", "image_embeds", "motion_tokens")
+    )
+    pose_features = normal(f"in/{name}/p", 1, config.channels[0], 16, 8, 8).to(device, dtype)
+
+    found = {}
+    features = reference_unet(g["reference_latents"].to(device, dtype), image_embeds)
+    found |= {f"reference_features.{path}": value for path, value in features.items()}
+    conditioning = denoising_unet.condition(image_embeds, features)
+    found["noise_pred"] = denoising_unet(latents, timesteps, conditioning, tokens, pose_features)
+    for i, key in enumerate(("noise_pred_1_keyframe", "noise_pred_2_keyframes")):
+        keyframe = reference_unet(g["keyframe_latents"][i : i + 1].to(device, dtype), image_embeds)
+        conditioning = denoising_unet.add_keyframe(conditioning, keyframe)
+        found[key] = denoising_unet(latents, timesteps, conditioning, tokens, pose_features)
+
+    expected = {key for key in g if key.startswith(("reference_features", "noise_pred"))}
+    assert set(found) == expected
+    return {key: error(found[key].float().cpu(), g[key]) for key in expected}
 
 
 def tiny_pipeline():

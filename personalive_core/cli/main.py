@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -52,10 +53,12 @@ def _run(arguments: list[str]) -> int:
         import torch  # takes seconds
 
         from ..errors import InputError
+        from ..networks import fused
 
         parser = _parser()
     options = parser.parse_args(_prepared(arguments))
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    fused.say_compiling = cache(lambda text: print(text, file=sys.stderr))  # once
     try:
         options.run(options)
         return 0

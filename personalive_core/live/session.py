@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from ..motion.hold import Hold
 from ..motion.keypoints import DOTS, transform_keypoints
 from ..motion.motion import Motion
 from ..motion.performance import PUBLISHED, Strength
+from ..networks import fused
 from ..networks.head_pose import HeadPose
 from ..sampling.cuda import Started
 from ..sampling.reference import Reference
@@ -308,7 +310,11 @@ class LiveSession:
         self._reset()
         self._portrait = self.given
         report("", 0.0)
-        model = load(report)
+        say_compiling, fused.say_compiling = fused.say_compiling, partial(self._enter, State.LOADING)
+        try:
+            model = load(report)
+        finally:
+            fused.say_compiling = say_compiling
         self._enter(State.READY)
         while not self._is_stopped:
             check()

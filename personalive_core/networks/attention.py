@@ -9,7 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(queries, keys, values) -> values, all (B, heads, tokens, head size); softmax scale 1 / sqrt(head size)."""
+"""(queries, keys, values) -> values, all (B, heads, tokens, head size); softmax scale 1 / sqrt(head size). An attribute
+`may_fuse` that is False keeps fused kernels from standing in for it."""
 
 CUDNN_FIRST = [
     SDPBackend.CUDNN_ATTENTION,

@@ -5,6 +5,7 @@ They run on NVIDIA GPUs from Ampere on, outside of training. Both ways give the 
 
 import logging
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
 
@@ -17,6 +18,11 @@ from ..device import AMPERE
 from .attention import Attention
 
 log = logging.getLogger(__name__)
+
+COMPILING = "compiling the kernels for this graphics card, the first time only: about 20 s"
+say_compiling: Callable[[str], None] = log.info
+"""Is told `COMPILING` at each kernel that Triton has to compile. Programs put what shows it in its place; it must not
+raise."""
 
 
 @lru_cache
@@ -31,6 +37,7 @@ def _load_kernels(device: torch.device) -> tuple[ModuleType | None, str]:
     try:
         from . import kernels
 
+        kernels.on_compile(lambda: say_compiling(COMPILING))
         kernels.geglu(torch.zeros(1, 32, device=device))
     except Exception as error:  # for a missing compiler or driver Triton raises many types
         if isinstance(error, MemoryError) or "out of memory" in str(error):  # PyTorch's, Triton's and the driver's
@@ -189,7 +196,7 @@ def upsample_conv2d(conv: nn.Conv2d, x: Tensor, size: tuple[int, int]) -> Tensor
 def temporal_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int, attention: Attention) -> Tensor:
     """Each pixel attends to itself in the other frames: q, k, v (batch x frames, pixels, width) -> the same shape."""
     kernels = _kernels_for(q)
-    if kernels and frames == 16:
+    if kernels and frames == 16 and getattr(attention, "may_fuse", True):
         return kernels.temporal_attention(q, k, v, frames, heads)
     batch = len(q) // frames
     q, k, v = (rearrange(x, "(b f) p (h d) -> (b p) h f d", f=frames, h=heads) for x in (q, k, v))
@@ -199,7 +206,7 @@ def temporal_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int,
 def short_cross_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, attention: Attention) -> Tensor:
     """Attention to few keys, fused for 32: q (N, tokens, width), k and v (N, S, width) -> (N, tokens, width)."""
     kernels = _kernels_for(q)
-    if kernels and k.shape[1] == 32:
+    if kernels and k.shape[1] == 32 and getattr(attention, "may_fuse", True):
         return kernels.short_cross_attention(q, k, v, heads)
     q, k, v = (rearrange(x, "n t (h d) -> n h t d", h=heads) for x in (q, k, v))
     return rearrange(attention(q, k, v), "n h t d -> n t (h d)")

@@ -6,6 +6,8 @@ tensors: for a tensor Triton asks the driver where it lies, and during the captu
 yet know about cudaMallocAsync's new allocations.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -26,12 +28,32 @@ def _launch(kernel, grid: tuple[int, ...], *arguments: Tensor | float | None, **
         kernel[grid](*addresses, DTYPE=getattr(tl, str(dtype).removeprefix("torch.")), **constants)
 
 
-@triton.jit
+def _jit(function: Callable):
+    """A kernel. The key of Triton's cache has the line on which a kernel begins: here it is the same for all, so that
+    what changes elsewhere in this file, as in an update, compiles no kernel again."""
+    kernel = triton.jit(function)
+    kernel.starting_line_number = 1
+    return kernel
+
+
+def on_compile(call: Callable[[], None]) -> None:
+    """Has a function called whenever one of these kernels was compiled, because it was not in Triton's cache: from
+    Triton 3.4 on, and unless something else in the process listens already."""
+
+    def listen(*, src, cache_hit: bool, **_) -> None:
+        if not cache_hit and getattr(getattr(src, "fn", None), "__module__", None) == __name__:
+            call()
+
+    if hasattr(triton, "knobs") and triton.knobs.compilation.listener is None:
+        triton.knobs.compilation.listener = listen
+
+
+@_jit
 def _ptr(address, DTYPE: tl.constexpr):
     return tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
 
 
-@triton.jit
+@_jit
 def _channel_sums(
     x, sums, rows, channels, rows_per_part, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):  # fmt: skip
@@ -57,7 +79,7 @@ def _channel_sums(
     tl.store(sums + 1, tl.sum(squares, 0), mask=mask_n)
 
 
-@triton.jit
+@_jit
 def _group_affine(
     x, sums, bias, time_bias, norm_weight, norm_bias, affine, rows, channels, eps,
     DTYPE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_TIME_BIAS: tl.constexpr, PARTS: tl.constexpr,
@@ -88,7 +110,7 @@ def _group_affine(
     tl.store(affine + (n * channels + channel) * 2 + 1, offset, mask=inside)
 
 
-@triton.jit
+@_jit
 def _apply_affine(
     x, affine, out, rows, channels,
     DTYPE: tl.constexpr, SILU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -145,7 +167,7 @@ def group_norm(
     return out
 
 
-@triton.jit
+@_jit
 def _add(x, delta, bias, out, tokens, width, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     x, delta, bias, out = _ptr(x, DTYPE), _ptr(delta, DTYPE), _ptr(bias, DTYPE), _ptr(out, DTYPE)
     token = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
@@ -168,7 +190,7 @@ def add(x: Tensor, delta: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+@_jit
 def _add_layer_norm(
     h, delta, bias, norm_weight, norm_bias, positions, total, out, tokens, width, per_frame, frames, eps,
     DTYPE: tl.constexpr, HAS_DELTA: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_POSITIONS: tl.constexpr,
@@ -227,7 +249,7 @@ def add_layer_norm(
     return total, out
 
 
-@triton.jit
+@_jit
 def _geglu(x, out, tokens, width, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     x, out = _ptr(x, DTYPE), _ptr(out, DTYPE)
     token = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
@@ -248,7 +270,7 @@ def geglu(x: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+@_jit
 def _concat_reference(
     own, reference, out, tokens, reference_tokens, width, stride,
     DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -276,7 +298,7 @@ def concat_reference(own: Tensor, reference: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+@_jit
 def _fold_corners(weight, out, out_channels, channels, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr):
     """Sums the 3x3 weights that fall on the same input pixel, for each of the four corners of a doubled pixel. Along
     each axis two input pixels are in reach: weights up to the corner's half fall on the first, others on the second."""
@@ -306,7 +328,7 @@ def fold_corners(weight: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+@_jit
 def _interleave(
     x, bias, out, height, width, channels, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):  # fmt: skip
@@ -336,7 +358,7 @@ def interleave(x: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+@_jit
 def _temporal_attention(
     q, k, v, out, pixels, width, stride, scale,
     DTYPE: tl.constexpr, FRAMES: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
@@ -381,7 +403,7 @@ def temporal_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int)
     return out
 
 
-@triton.jit
+@_jit
 def _short_cross_attention(
     q, k, v, out, tokens, width, scale,
     DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, KEYS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,

@@ -65,7 +65,7 @@ def test_nodes_are_described(host):
     described = [choices(host, name, key) for name, key in LISTED]
     assert not [name for names in described for name in names if name.startswith(("gone", "itself", "long", "strange"))]
     order = host.nodes["PersonaLiveSample"]["input_order"]
-    assert [*order["required"], *order.get("optional", [])][-1] == "seed"
+    assert order["required"][-1] == "seed" and order["optional"] == ["unet"]  # which has no widget
 
 
 def test_whole_way(host):
@@ -215,7 +215,7 @@ def free(host: Server, forget_outputs: bool) -> None:
 
 def test_models_are_unloaded_and_come_back(host):
     succeed(host, sampling(seed=1))
-    assert {"DenoisingUNet", "PoseGuider"} <= loaded(host)
+    assert {"UNetModel", "PoseGuider"} <= loaded(host)
     free(host, forget_outputs=False)
     run = succeed(host, sampling(seed=2))
     assert {"model", "reference", "motion"} <= run.cached

@@ -14,6 +14,7 @@ from personalive_core.live.model import EncodedPortrait
 from personalive_core.live.session import CALIBRATION, GLIDE, GLIDE_AFTER, LiveSession, LiveSettings, State
 from personalive_core.motion.motion import Motion
 from personalive_core.motion.performance import Strength
+from personalive_core.networks import fused
 from personalive_core.networks.head_pose import HeadPose
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -285,6 +286,21 @@ def test_another_camera_clock():
         run.session.push(5 + i / 30, PICTURE)
         run.session.step(run.model)
     assert run.times[-1] < 7
+
+
+def test_compiling_is_said_while_loading():
+    session, said = LiveSession(LiveSettings(crop=None)), []
+    session.on_state = lambda: said.append((session.state, session.message))
+    before = fused.say_compiling
+
+    def load(report):
+        fused.say_compiling(fused.COMPILING)
+        session.stop()
+        raise InputError("enough.")
+
+    session.run(load, lambda: None)
+    assert (State.LOADING, fused.COMPILING) in said
+    assert fused.say_compiling is before
 
 
 FAILURES = [

@@ -12,49 +12,23 @@ from personalive_core.networks.denoising_unet import DenoisingUNet
 from personalive_core.networks.reference_unet import ReferenceUNet
 from personalive_core.networks.spatial import SpatialBlock
 from seeded import normal
-from tiny import UNET, error, golden, make_unets, manifest, state_dict_shapes, unets
-
-
-@torch.inference_mode()
-def errors(name: str, config: UNetConfig, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, float]:
-    """Every output of a golden file -> its error. The expected values stay in float32."""
-    g = golden(name)
-    reference_unet, denoising_unet = (network.to(device, dtype) for network in make_unets(config))
-    latents, timesteps, image_embeds, tokens = (
-        g[key].to(device, dtype if g[key].is_floating_point() else None)
-        for key in ("latents", "timesteps", "image_embeds", "motion_tokens")
-    )
-    pose_features = normal(f"in/{name}/p", 1, config.channels[0], 16, 8, 8).to(device, dtype)
-
-    found = {}
-    features = reference_unet(g["reference_latents"].to(device, dtype), image_embeds)
-    found |= {f"reference_features.{path}": value for path, value in features.items()}
-    conditioning = denoising_unet.condition(image_embeds, features)
-    found["noise_pred"] = denoising_unet(latents, timesteps, conditioning, tokens, pose_features)
-    for i, key in enumerate(("noise_pred_1_keyframe", "noise_pred_2_keyframes")):
-        keyframe = reference_unet(g["keyframe_latents"][i : i + 1].to(device, dtype), image_embeds)
-        conditioning = denoising_unet.add_keyframe(conditioning, keyframe)
-        found[key] = denoising_unet(latents, timesteps, conditioning, tokens, pose_features)
-
-    expected = {key for key in g if key.startswith(("reference_features", "noise_pred"))}
-    assert set(found) == expected
-    return {key: error(found[key].float().cpu(), g[key]) for key in expected}
+from tiny import UNET, error, manifest, state_dict_shapes, unet_errors, unets
 
 
 def test_tiny_golden():
-    assert max(errors("unets_tiny", UNET).values()) < 1e-5
+    assert max(unet_errors("unets_tiny", UNET).values()) < 1e-5
 
 
 @pytest.mark.slow
 def test_full_golden():
     torch.set_num_threads(os.cpu_count())
-    assert max(errors("unets_full", UNetConfig()).values()) < 1e-5
+    assert max(unet_errors("unets_full", UNetConfig()).values()) < 1e-5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("dtype, bar", [(torch.float16, 1e-2), (torch.bfloat16, 3e-2)])
 def test_full_golden_in_half_precision(dtype: torch.dtype, bar: float):
-    assert max(errors("unets_full", UNetConfig(), "cuda", dtype).values()) < bar
+    assert max(unet_errors("unets_full", UNetConfig(), "cuda", dtype).values()) < bar
 
 
 def test_state_dicts_are_the_checkpoints():

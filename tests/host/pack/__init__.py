@@ -84,6 +84,22 @@ class TestNoRoom:
         return (model,)
 
 
+class TestAttention:
+    """Replaces the attention of a MODEL by its own, times a factor."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "patch", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "scale": ("FLOAT", {})}}
+
+    def patch(self, model, scale):
+        model = model.clone()
+        options = model.model_options["transformer_options"]
+        options["optimized_attention_override"] = lambda function, *args, **kwargs: scale * function(*args, **kwargs)
+        return (model,)
+
+
 class TestConditioning:
     """Conditioning for a Stable Diffusion UNet without a text encoder."""
 
@@ -191,6 +207,7 @@ NODE_CLASS_MAPPINGS = {
     "TestFloatRate": TestFloatRate,
     "TestOutOfMemory": TestOutOfMemory,
     "TestNoRoom": TestNoRoom,
+    "TestAttention": TestAttention,
     "TestConditioning": TestConditioning,
     "TestDecoders": TestDecoders,
     "TestDecoderTypes": TestDecoderTypes,
