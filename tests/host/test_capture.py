@@ -1,5 +1,5 @@
-"""Which attention is used, when Sample may start its windows as CUDA graphs, and how weights lie in memory. What stands
-on a GPU is pretended; the host's switches are its own."""
+"""The nodes' code as a part of the host, without its server: which attention is used, when Sample may start its windows
+as CUDA graphs, how weights lie in memory, fp8. What stands on a GPU is pretended; the host's switches are its own."""
 
 import subprocess
 
@@ -66,6 +66,35 @@ for device in (cpu, cpu, gpu, gpu):
     addresses.append([x.data_ptr() for x in network.parameters()])
 print("stay:", addresses[0] == addresses[1], addresses[2] == addresses[3], addresses[0][1:] == addresses[3][1:])
 """
+FP8 = """
+from pathlib import Path
+
+root = Path(compat.__file__).resolve().parents[1]
+sys.path += map(str, (root, root / "tests"))
+import tiny
+from seeded import seeded_state_dict
+
+from personalive.nodes import load
+from personalive.personalive_core.config import ModelConfig
+
+
+def make_unets(config, attention):
+    for name in ("reference_unet", "denoising_unet"):
+        config = ModelConfig(unet=config) if name == "reference_unet" else config
+        weights = seeded_state_dict(name, load.meta_networks(config)[name])
+        model = load._patcher(name, config, torch.float32, weights, True).model
+        network = getattr(model, "diffusion_model", model)
+        stored.update(x.dtype for x in network.parameters())
+        network.to = lambda *_, network=network: network  # it is where it shall be, and keeps its types
+        yield network
+
+
+stored = set()
+tiny.make_unets = make_unets
+errors = tiny.unet_errors("unets_tiny", tiny.UNET)
+print(*stored)
+print(errors["noise_pred"], max(errors.values()))
+"""
 
 
 def run(host, program: str, *switches: str) -> list[str]:
@@ -107,3 +136,10 @@ def test_convolutions_are_channels_last_only_on_their_device(host):
     """The host pins contiguous weights alone."""
     lines = run(host, LAYOUT)[-5:]
     assert lines == ["False True"] * 2 + ["True False"] * 2 + ["stay: True True True"]
+
+
+def test_fp8_is_cast_by_the_host_and_close_to_the_golden(host):
+    types, errors = run(host, FP8)[-2:]
+    assert set(types.split()) == {"torch.float32", "torch.float8_e4m3fn"}
+    noise, worst = map(float, errors.split())
+    assert 1e-3 < noise < 3e-2 and worst < 4e-2
