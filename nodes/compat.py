@@ -1,6 +1,8 @@
 """What differs between ComfyUI versions, from 0.3.64 on."""
 
 import inspect
+import math
+from functools import partial
 from typing import Any
 
 import comfy.ldm.modules.attention as host_attention
@@ -12,6 +14,8 @@ from comfy.cli_args import args
 from torch import Tensor, nn
 
 from ..personalive_core.networks.attention import pytorch_attention
+from ..personalive_core.networks.fp8 import FP8, stored_layers
+from ..personalive_core.networks.spatial import UNet
 from ..personalive_core.sampling import cuda
 
 OLDEST = (0, 3, 64)
@@ -90,6 +94,24 @@ class Attention:
             skip_output_reshape=True,
             transformer_options=self.transformer_options,
         )
+
+
+def store_in_fp8(unet: UNet) -> None:
+    """Stores the weights of a UNet's `stored_layers` in fp8, which the host casts when it uses them.
+
+    The host's cast knows no scale. So each weight is stored divided by a power of two that brings it to where fp8 is
+    exact, and its layer's input is multiplied by that.
+    """
+    for layer in stored_layers(unet):
+        deviation = layer.weight.float().std().clamp(min=torch.finfo(torch.float16).tiny).item()
+        scale = 2.0 ** round(math.log2(deviation))
+        layer.weight = nn.Parameter((layer.weight / scale).to(FP8), requires_grad=False)
+        layer.comfy_cast_weights = True
+        layer.register_forward_pre_hook(partial(_scaled, scale))
+
+
+def _scaled(scale: float, layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0] * scale,)
 
 
 def load(patchers: list, memory: int) -> None:

@@ -16,6 +16,7 @@ from ..personalive_core.networks.motion_encoder import MotionEncoder
 from ..personalive_core.networks.motion_extractor import MotionExtractor
 from ..personalive_core.networks.pose_guider import PoseGuider
 from ..personalive_core.networks.reference_unet import ReferenceUNet
+from ..personalive_core.networks.spatial import UNet
 from ..personalive_core.weights.find import WeightFiles
 from ..personalive_core.weights.load import checked_state_dict, meta_networks, network_dtype
 from . import compat, memory
@@ -77,16 +78,16 @@ def load_model(files: WeightFiles, precision: str) -> PersonaLiveModel:
     for name, expected in networks.items():
         comfy.model_management.throw_exception_if_processing_interrupted()
         parameters = sum(value.numel() for value in expected.parameters())
-        dtype = network_dtype(name, compat.float_dtype(precision, parameters))
+        dtype = network_dtype(name, compat.float_dtype("auto" if precision == "fp8" else precision, parameters))
         state_dict = checked_state_dict(expected, files.paths(name), dtype)
-        patchers[name] = _patcher(name, files.config, dtype, state_dict)
+        patchers[name] = _patcher(name, files.config, dtype, state_dict, precision == "fp8")
         bar.update(1)
     dtype = patchers["denoising_unet"].model.get_dtype()
     return PersonaLiveModel(patchers, files, dtype, f"{fingerprint(checkpoint_files(files))} {precision}")
 
 
-def _patcher(name: str, config: ModelConfig, dtype: torch.dtype, state_dict: dict[str, Tensor]):
-    """The patcher of a network with these weights."""
+def _patcher(name: str, config: ModelConfig, dtype: torch.dtype, state_dict: dict[str, Tensor], in_fp8: bool):
+    """The patcher of a network with these weights, of which the UNets' may be stored in fp8."""
     layers = dict(dtype=dtype, device="meta", operations=comfy.ops.disable_weight_init)
     attention = compat.Attention()
     network: nn.Module
@@ -101,6 +102,8 @@ def _patcher(name: str, config: ModelConfig, dtype: torch.dtype, state_dict: dic
     else:
         network = PoseGuider(config.pose_guider, **layers)
     network.load_state_dict(state_dict, strict=True, assign=True)
+    if in_fp8 and isinstance(network, UNet):
+        compat.store_in_fp8(network)
     if isinstance(network, DenoisingUNet):
         return compat.make_patcher(UNetModel(network, attention), UNetPatcher)
     return compat.make_patcher(network)
@@ -130,9 +133,10 @@ class LoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=["auto", "fp16", "bf16", "fp32"],
+                    options=["auto", "fp16", "bf16", "fp32", "fp8"],
                     default="auto",
-                    tooltip="Number format of the networks. 'auto' is what ComfyUI chooses for your card.",
+                    tooltip="Number format of the networks. 'auto' is what ComfyUI chooses for your card. 'fp8' stores "
+                    "most weights of the UNets in 8 bits and computes as 'auto': less memory, less exact, slower.",
                 ),
             ],
             outputs=[

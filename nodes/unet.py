@@ -5,11 +5,13 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.utils
 from torch import Tensor, nn
 
 from ..personalive_core.errors import InputError
 from ..personalive_core.networks.blocks import PackedAttention
 from ..personalive_core.networks.denoising_unet import DenoisingUNet
+from ..personalive_core.networks.fp8 import FP8
 from . import compat
 
 OVERRIDE = "optimized_attention_override"
@@ -74,6 +76,8 @@ class UNetPatcher(comfy.model_patcher.ModelPatcher):
                 ignored += value if name in ("patches", "patches_replace") else [name]
         ignored += [key for wrappers in self.wrappers.values() for key, found in wrappers.items() if found]
         ignored += [*self.object_patches, *self.weight_wrapper_patches, *self.injections]
+        if any(comfy.utils.get_attr(self.model, key).dtype == FP8 for key in self.patches):
+            raise InputError("a LoRA cannot change weights in fp8: set another 'precision' in Load PersonaLive Model.")
         if ignored:
             raise InputError(
                 f"the UNet has patches that PersonaLive cannot apply ({', '.join(dict.fromkeys(ignored))}): remove the "

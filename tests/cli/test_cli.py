@@ -17,6 +17,7 @@ from personalive_core.cli import demo
 from personalive_core.cli.main import main
 from personalive_core.media.pictures import read_picture
 from personalive_core.media.video_reader import VideoReader
+from personalive_core.networks import fused
 from personalive_core.weights import hub
 from personalive_core.weights.find import EXAMPLE
 
@@ -197,3 +198,12 @@ def test_demo_without_the_miniature_is_one_sentence(tmp_path, monkeypatch, capsy
     assert main(["demo", "-o", str(tmp_path / "demo.mp4")]) == 2
     assert "the miniature's weights are not in" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_compiling_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    monkeypatch.setattr(fused, "say_compiling", print)  # what it was comes back afterwards
+    main(["info", "--weights", str(tmp_path)])
+    capsys.readouterr()
+    for _ in range(2):
+        fused.say_compiling(fused.COMPILING)
+    assert capsys.readouterr() == ("", f"{fused.COMPILING}\n")

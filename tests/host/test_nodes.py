@@ -13,6 +13,7 @@ from results import latents, saved, succeed
 from server import Server
 
 from media import FRAMES, RATE, SIZE, read_frames
+from personalive_core.networks.fused import COMPILING
 
 NODES = {
     "PersonaLiveCropPortrait",
@@ -98,6 +99,10 @@ def test_progress_is_told_on_the_node_after_what_was_said(host):
         "talking": ["One thing.", "One thing.\n2 frames of 4, 1 s left", "One thing.\n4 frames in 2 s"],
     }
     assert [value for who, value, _ in run.progress if who == "silent"][-1] == 4
+
+
+def test_compiling_is_said_once_on_the_node(host):
+    assert succeed(host, {"first": node("TestCompiling")}).texts == {"first": [COMPILING]}
 
 
 def test_host_nodes_take_the_latents(host):

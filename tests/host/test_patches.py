@@ -72,6 +72,15 @@ def test_a_lora_has_the_effect_of_merged_weights_and_goes_with_its_node(host, lo
     assert torch.equal(latents(host, succeed(host, prompt)), plain)
 
 
+def test_a_lora_on_fp8_is_refused(host, lora):
+    prompt = patched(node("LoraLoaderModelOnly", lora_name=lora, strength_model=STRENGTH))
+    prompt["model"]["inputs"]["precision"] = "fp8"
+    run = host.run(prompt)
+    assert run.node == "sample" and "a LoRA cannot change weights in fp8" in run.error
+    del prompt["sample"]["inputs"]["unet"]
+    assert latents(host, succeed(host, prompt)).isfinite().all()
+
+
 def test_attention_that_a_node_replaces_is_called_everywhere(host):
     plain = latents(host, succeed(host, patched()))
     same = succeed(host, patched(node("TestAttention", scale=1.0)))

@@ -193,6 +193,22 @@ class TestProgress:
         return {}
 
 
+class TestCompiling:
+    """Says what the kernels say when two of them are compiled."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "go", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def go(self):
+        (module,) = (m for name, m in sys.modules.items() if name.endswith("networks.fused"))
+        for _ in range(2):
+            module.say_compiling(module.COMPILING)
+        return {}
+
+
 @PromptServer.instance.routes.get("/test/loaded_models")
 async def loaded_models(request):
     return web.json_response([loaded.model.model.__class__.__name__ for loaded in _loaded()])
@@ -213,4 +229,5 @@ NODE_CLASS_MAPPINGS = {
     "TestDecoderTypes": TestDecoderTypes,
     "TestStrays": TestStrays,
     "TestProgress": TestProgress,
+    "TestCompiling": TestCompiling,
 }
