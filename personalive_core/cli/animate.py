@@ -181,7 +181,7 @@ def _animate(options: argparse.Namespace, output: Path, files: ExitStack) -> Non
         print(f"stopped after {done} frames; they are in {output}", file=sys.stderr)
     else:
         speed = (done - begin) / (time.perf_counter() - begun)
-        print(f"{output}: {done} frames, {speed:.1f} a second{_peak_memory()}")
+        print(f"{output}: {done} frames, {speed:.1f} a second{_peak_memory(pipeline.device)}")
     if driver.left_out is None and driver.video and next(driver.video, None):
         print(f"--max-frames {options.max_frames} leaves out frames; --max-frames 0 takes all", file=sys.stderr)
     if driver.video and driver.video.problem:
@@ -203,10 +203,10 @@ def _name_partial(output: Path, kind: type[BaseException] | None, *_) -> None:
         print(f"{partial} is what was written; it plays, and --resume goes on from there", file=sys.stderr)
 
 
-def _peak_memory() -> str:
+def _peak_memory(device: torch.device) -> str:
     text = ""
-    if torch.cuda.is_available():
-        text += f", peak GPU memory {torch.cuda.max_memory_reserved() / 2**30:.2f} GiB"
+    if device.type == "cuda":
+        text += f", peak GPU memory {torch.cuda.max_memory_reserved(device) / 2**30:.2f} GiB"
     if sys.platform == "linux":  # where getrusage would count the program that started this one
         peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
         text += f", peak RAM {int(peak[1]) / 2**20:.2f} GiB" if peak else ""
