@@ -40,7 +40,7 @@ REVISIONS = {
     VAE: "31f26fdeee1355a5c34592e401dd41e45d25a493",
     IMAGE_ENCODER: "main",  # its file is pinned by checksum
     YUNET: "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310",
-    TAESD: "main",
+    TAESD: "614f76814bbe30edbe2e627ace1c2234c81a2c0e",
 }
 
 
@@ -120,7 +120,13 @@ DETECTORS = {"yunet": HubFile("detector", YUNET, _YUNET_FILE, f"detectors/{_YUNE
 
 SMALL_DECODER = (
     _folder_file("small decoder", TAESD, "config.json", 1_000),
-    _folder_file("small decoder", TAESD, "diffusion_pytorch_model.safetensors", 9_800_000),
+    _folder_file(
+        "small decoder",
+        TAESD,
+        "diffusion_pytorch_model.safetensors",
+        9_793_292,
+        "db169d69145ec4ff064e49d99c95fa05d3eb04ee453de35824a6d0f325513549",
+    ),
 )
 """TAESD, which decodes faster and softer than the VAE. It is downloaded when the user asks for it."""
 
