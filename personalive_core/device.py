@@ -69,6 +69,14 @@ def kind_of(device: torch.device) -> DeviceKind:
     return device_kind("cuda", gpu.name, (gpu.major, gpu.minor), torch.version.hip is not None)
 
 
+def devices() -> list[torch.device]:
+    """What PyTorch can use, the best first: GPUs of CUDA or ROCm, Intel's, Apple's, then the CPU."""
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    gpus += [torch.device("xpu", i) for i in range(torch.xpu.device_count())]
+    gpus += [torch.device("mps", 0)] if torch.backends.mps.is_available() else []
+    return [*gpus, torch.device("cpu")]
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """The device of this name; "auto" takes a GPU if there is one: NVIDIA's or AMD's, then Intel's, then Apple's.
 
@@ -76,8 +84,7 @@ def pick_device(name: str = "auto") -> torch.device:
         InputError: The device is not there, or does not compute.
     """
     if name == "auto":
-        backends = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.backends.mps}
-        name = next((name for name, backend in backends.items() if backend.is_available()), "cpu")
+        name = devices()[0].type
     try:
         x = torch.zeros(1, device=name)
         x.item()  # the meta device, and a GPU that this PyTorch has no kernels for, fail only here

@@ -358,6 +358,8 @@ def _load(model_class, folder, dtype: torch.dtype, expected: dict[str, int]):
         )
         if info["missing_keys"]:  # which it fills with random numbers
             raise ValueError(f"it lacks {some_keys(sorted(info['missing_keys']))}")
+        if model_class is AutoencoderTiny and info["unexpected_keys"]:
+            raise ValueError(f"it has unknown keys: {some_keys(sorted(info['unexpected_keys']))}")
         for name, value in expected.items():
             if (found := getattr(model.config, name)) != value:
                 raise ValueError(f"its {name} is {found} in place of {value}")

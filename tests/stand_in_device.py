@@ -1,16 +1,19 @@
-"""A stand-in for a GPU that can do less than NVIDIA's: it computes on the CPU, and refuses what one of them refuses."""
+"""Stand-ins for GPUs that compute on the CPU: one that refuses what Apple's, Intel's, AMD's and old NVIDIA GPUs refuse,
+and the second of two NVIDIA GPUs, which notices whatever goes to the first."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-DEVICE = torch.device("mps", 0)
+MPS, SECOND = torch.device("mps", 0), torch.device("cuda", 1)
 SCORES = 300_000  # that attention may make at once; the tests have small pictures
 
 
@@ -25,17 +28,30 @@ class DeviceTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, numbers: Tensor):
+    def __new__(cls, numbers: Tensor, device: torch.device):
         tensor = Tensor._make_wrapper_subclass(
             cls, numbers.shape, strides=numbers.stride(), storage_offset=numbers.storage_offset(), dtype=numbers.dtype,
             device="meta",  # to PyTorch's own code, which has no other without a backend
         )  # fmt: skip
-        tensor.numbers = numbers
+        tensor.numbers, tensor._device = numbers, device
         return tensor
 
     @property
     def device(self) -> torch.device:
-        return DEVICE
+        return self._device
+
+    @property
+    def is_cuda(self) -> bool:
+        return self._device.type == "cuda"
+
+    def get_device(self) -> int:
+        return self._device.index
+
+    def data_ptr(self) -> int:
+        return self.numbers.data_ptr()
+
+    def record_stream(self, stream: "Stream") -> None:
+        assert stream.device == self._device
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -43,15 +59,17 @@ class DeviceTensor(Tensor):
 
 
 class StandInDevice(TorchDispatchMode):
-    """While it is entered, PyTorch has the device `DEVICE`.
+    """While it is entered, PyTorch has this device.
 
     Args:
-        bf16: Whether the device has bfloat16: GPUs before Ampere lack it.
+        device: Which; one of CUDA's refuses nothing but tensors of other devices.
+        bf16: Whether the other has bfloat16: GPUs before Ampere lack it.
     """
 
-    def __init__(self, bf16: bool = True):
+    def __init__(self, device: torch.device, bf16: bool = True):
         super().__init__()
-        self.bf16, self.calls = bf16, Counter[str]()
+        self.device, self.bf16, self.calls = device, bf16, Counter[str]()
+        self.captured: list[Callable[[], None]] | None = None  # by the CUDA graph of the moment
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs, leaves = dict(kwargs or {}), []
@@ -62,19 +80,25 @@ class StandInDevice(TorchDispatchMode):
         on_device = [x for x in leaves if isinstance(x, DeviceTensor)]
         target = kwargs.get("device")
         if target is not None and leaves and torch.device(target).type == "meta":
-            target = DEVICE  # of one of the tensors, as PyTorch's own code sees it
-        makes = bool(on_device) if target is None else torch.device(target).type == DEVICE.type
+            target = self.device  # of one of the tensors, as PyTorch's own code sees it
+        makes = bool(on_device) if target is None else torch.device(target).type == self.device.type
         name = function._overloadpacket.__name__
-        if name == "_pin_memory" or kwargs.get("pin_memory"):
-            raise Refused("there is no pinned memory without CUDA")
+        if name == "_pin_memory" or kwargs.pop("pin_memory", False):
+            if self.device.type != "cuda":
+                raise Refused("there is no pinned memory without CUDA")
+            if name == "_pin_memory":
+                return args[0].clone()
         if on_device or makes:
             self.calls[name] += 1
             self._check(function, name, args, kwargs, leaves, makes)
         if makes and target is not None:
+            assert torch.device(target).index in (None, self.device.index), f"{function} on {target}"
             kwargs["device"] = torch.device("cpu")
-        found = function(*tree_map(_unwrapped, args), **tree_map(_unwrapped, kwargs))
-        if name in ("_local_scalar_dense", "equal", "is_same_size"):
-            return found
+        args_there, kwargs_there = tree_map(_unwrapped, args), tree_map(_unwrapped, kwargs)
+        found = function(*args_there, **kwargs_there)
+        if self.captured is not None:
+            assert name != "_local_scalar_dense", "a capture cannot wait for a number"
+            self.captured.append(lambda: _again(function, args_there, kwargs_there, found))
         if not makes and target is None:
             return found
         written = {id(_unwrapped(x)): x for x in leaves}  # an operation in place gives back its own tensor
@@ -83,7 +107,7 @@ class StandInDevice(TorchDispatchMode):
             if not isinstance(x, Tensor):
                 return x
             with torch.inference_mode(False):  # whose tensors PyTorch could not mark as views of weights
-                return written[id(x)] if id(x) in written else DeviceTensor(x) if makes else x
+                return written[id(x)] if id(x) in written else DeviceTensor(x, self.device) if makes else x
 
         return tree_map(wrapped, found)
 
@@ -91,15 +115,14 @@ class StandInDevice(TorchDispatchMode):
         moves = name in ("_to_copy", "copy_")
         indices = name in ("index", "index_put_", "index_put", "_index_put_impl_")
         for x in leaves:
-            if x.dtype.is_complex or x.dtype == torch.float64:
-                raise Refused(f"{function} of {x.dtype}")
-            if x.dtype == torch.bfloat16 and not self.bf16:
-                raise Refused(f"{function} of {x.dtype}")
             if not (isinstance(x, DeviceTensor) or x.ndim == 0 or moves or indices):
                 raise Refused(f"{function} of tensors on two devices")
-        dtype = kwargs.get("dtype")
-        if makes and (dtype in (torch.float64, torch.complex64) or (dtype == torch.bfloat16 and not self.bf16)):
-            raise Refused(f"{function} to {dtype}")
+        if self.device.type == "cuda":
+            return
+        for dtype in (*(x.dtype for x in leaves), kwargs.get("dtype") if makes else None):
+            refused = (torch.float64, torch.complex64, torch.complex128, *(() if self.bf16 else (torch.bfloat16,)))
+            if dtype in refused:
+                raise Refused(f"{function} of {dtype}")
         for refuses in REFUSALS:
             if refuses(name, args):
                 raise Refused(f"{function} of {[tuple(x.shape) for x in leaves]}")
@@ -107,6 +130,15 @@ class StandInDevice(TorchDispatchMode):
 
 def _unwrapped(x: Any) -> Any:
     return x.numbers if isinstance(x, DeviceTensor) else x
+
+
+def _again(function: Any, args: tuple, kwargs: dict, found: Any) -> None:
+    """Does what a graph captured, into the same memory."""
+    new = function(*args, **kwargs)
+    pairs = zip(found, new, strict=True) if isinstance(found, (tuple, list)) else [(found, new)]
+    for old, x in pairs:
+        if isinstance(x, Tensor) and x.data_ptr() != old.data_ptr():
+            old.copy_(x)
 
 
 def _pools_unevenly(name: str, args: tuple) -> bool:
@@ -131,13 +163,138 @@ REFUSALS: list[Callable[[str, tuple], bool]] = [
 
 
 @contextmanager
-def stand_in_device(**settings: bool) -> Iterator[StandInDevice]:
+def stand_in_device(device: torch.device = MPS, bf16: bool = True) -> Iterator[StandInDevice]:
     """The device is there for as long as the context lasts."""
     torch._C._set_only_lift_cpu_tensors(True)  # so that the mode sees torch.tensor(..., device=...)
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # whose `.data` would lose `numbers`
     try:
-        with StandInDevice(**settings) as device:
-            yield device
+        with StandInDevice(device, bf16) as mode:
+            yield mode
     finally:
         torch._C._set_only_lift_cpu_tensors(False)
         torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+class Stream:
+    def __init__(self, device: torch.device | str | int, priority: int = 0):
+        self.device, self.priority = torch.device(device), priority
+
+    def wait_stream(self, other: "Stream") -> None:
+        assert other.device == self.device
+
+    def record_event(self) -> "Event":
+        event = Event()
+        event.record(self)
+        return event
+
+
+class Event:
+    def __init__(self, **_):
+        self.device: torch.device | None = None
+
+    def record(self, stream: Stream) -> None:
+        self.device = stream.device
+
+    def synchronize(self) -> None:
+        assert self.device == SECOND
+
+    def query(self) -> bool:
+        return self.device == SECOND
+
+
+class TwoGPUs:
+    """PyTorch's `torch.cuda` with two GPUs, of which the first is the current one and must not be used.
+
+    Attributes:
+        index: Of the current GPU, which a library that launches by itself would use: Triton, for one.
+        log: What was done, and on which GPU.
+    """
+
+    def __init__(self, mode: StandInDevice, patch: pytest.MonkeyPatch):
+        self._mode, self.index, self.log = mode, 0, Counter[tuple[str, int]]()
+        self._streams = {0: Stream("cuda:0"), 1: Stream(SECOND)}
+        two = self
+        properties = SimpleNamespace(name="Stand-in", major=7, minor=5, total_memory=2**34)
+
+        class CUDAGraph:
+            def __init__(self):
+                self.operations: list[Callable[[], None]] = []
+
+            def pool(self) -> tuple[int, int]:
+                return 0, 1
+
+            def replay(self) -> None:
+                two.note("replay")
+                for operation in self.operations:
+                    operation()
+
+            def reset(self) -> None:
+                two.log["reset", 1] += 1
+
+        @contextmanager
+        def graph(made: CUDAGraph, pool=None, stream: Stream | None = None, capture_error_mode: str = "") -> Iterator:
+            two.note("capture", stream.device.index)
+            assert two.index == 1
+            mode.captured = made.operations
+            with two.stream(stream):
+                yield
+            mode.captured = None
+
+        def noted(name: str, result: Any = None) -> Callable[..., Any]:
+            def call(device: Any = None, *_: Any) -> Any:
+                two.note(name, two.index if device is None else torch.device(device).index)
+                return result
+
+            return call
+
+        for name, value in dict(
+            is_available=lambda: True,
+            _lazy_init=lambda: None,
+            device_count=lambda: 2,
+            current_device=lambda: two.index,
+            device=two.device,
+            device_of=lambda x: two.device(x.device),
+            stream=two.stream,
+            current_stream=two.current_stream,
+            Stream=Stream,
+            Event=Event,
+            CUDAGraph=CUDAGraph,
+            graph=graph,
+            synchronize=noted("synchronize"),
+            empty_cache=lambda: None,
+            mem_get_info=noted("mem_get_info", (2**34, 2**34)),
+            max_memory_reserved=noted("max_memory_reserved", 3 * 2**30),
+            memory_reserved=noted("memory_reserved", 2**30),
+            get_device_properties=noted("get_device_properties", properties),
+            get_device_capability=noted("get_device_capability", (7, 5)),
+            get_device_name=noted("get_device_name", "Stand-in"),
+            get_allocator_backend=lambda: "native",
+        ).items():
+            patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch.version, "cuda", "13.0")
+
+    def note(self, what: str, index: int | None = None) -> None:
+        index = self.index if index is None else index
+        assert index == 1, f"{what} on the first GPU"
+        self.log[what, index] += 1
+
+    @contextmanager
+    def device(self, device: Any) -> Iterator[None]:
+        before, self.index = self.index, device if isinstance(device, int) else torch.device(device).index
+        try:
+            yield
+        finally:
+            self.index = before
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        index = stream.device.index
+        before, self._streams[index] = self._streams[index], stream
+        try:
+            with self.device(stream.device):
+                yield
+        finally:
+            self._streams[index] = before
+
+    def current_stream(self, device: Any = None) -> Stream:
+        return self._streams[self.index if device is None else torch.device(device).index]

@@ -29,7 +29,7 @@ from ..weights.find import find_weights
 from .crop_options import CropOptions, add_crop_options
 from .download import fetch
 from .motion_options import Recorder, add_motion_options, adjustment_of, open_driver
-from .options import SIZES, add_device_options
+from .options import SIZES, add_device_options, add_small_decoder_option, small_decoder
 from .outputs import Checkpoint, check_outputs, stopped_by_signals
 
 
@@ -52,9 +52,7 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     animate.add_argument("--seed", type=int, default=42, metavar="N", help="the same seed starts from the same noise")
     animate.add_argument("--download", action="store_true", help="fetch missing weights first")
     add_device_options(animate)
-    animate.add_argument(
-        "--small-decoder", type=Path, metavar="DIR", help="folder of an AutoencoderTiny such as taesd: faster, softer"
-    )
+    add_small_decoder_option(animate)
     add_crop_options(animate)
     add_motion_options(animate)
     animate.set_defaults(run=run)
@@ -124,7 +122,8 @@ def _animate(options: argparse.Namespace, output: Path, files: ExitStack) -> Non
         print(f"--max-frames {options.max_frames} leaves out {left_out}; --max-frames 0 takes all", file=sys.stderr)
     if options.download:
         fetch(options.weights)
-    pipeline = Pipeline.load(find_weights(options.weights), options.device, options.dtype, options.small_decoder)
+    decoder = small_decoder(options)
+    pipeline = Pipeline.load(find_weights(options.weights), options.device, options.dtype, decoder)
     networks = pipeline.motion_extractor, pipeline.device
     reference = pipeline.encode_reference(crop.portrait(*networks))
     recorder = Recorder(options.save_motion, options.sheet, adjustment.keeps_frames)
@@ -181,7 +180,7 @@ def _animate(options: argparse.Namespace, output: Path, files: ExitStack) -> Non
         print(f"stopped after {done} frames; they are in {output}", file=sys.stderr)
     else:
         speed = (done - begin) / (time.perf_counter() - begun)
-        print(f"{output}: {done} frames, {speed:.1f} a second{_peak_memory()}")
+        print(f"{output}: {done} frames, {speed:.1f} a second{_peak_memory(pipeline.device)}")
     if driver.left_out is None and driver.video and next(driver.video, None):
         print(f"--max-frames {options.max_frames} leaves out frames; --max-frames 0 takes all", file=sys.stderr)
     if driver.video and driver.video.problem:
@@ -203,10 +202,10 @@ def _name_partial(output: Path, kind: type[BaseException] | None, *_) -> None:
         print(f"{partial} is what was written; it plays, and --resume goes on from there", file=sys.stderr)
 
 
-def _peak_memory() -> str:
+def _peak_memory(device: torch.device) -> str:
     text = ""
-    if torch.cuda.is_available():
-        text += f", peak GPU memory {torch.cuda.max_memory_reserved() / 2**30:.2f} GiB"
+    if device.type == "cuda":
+        text += f", peak GPU memory {torch.cuda.max_memory_reserved(device) / 2**30:.2f} GiB"
     if sys.platform == "linux":  # where getrusage would count the program that started this one
         peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
         text += f", peak RAM {int(peak[1]) / 2**20:.2f} GiB" if peak else ""

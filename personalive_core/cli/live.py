@@ -28,7 +28,7 @@ from ..sampling.reference import check_size
 from ..weights import hub
 from ..weights.find import EXAMPLE, MINIATURE, find_weights
 from .crop_options import open_detector
-from .options import SIZES, add_device_options
+from .options import SIZES, add_device_options, add_small_decoder_option, small_decoder
 
 if TYPE_CHECKING:
     from ..live.server import LiveServer
@@ -44,9 +44,7 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     live.add_argument("--video", type=Path, metavar="FILE", help="drive with this video in place of a camera")
     live.add_argument("--size", default="512", metavar="N", help=f"pixels of the result, {SIZES}; or WIDTHxHEIGHT")
     live.add_argument("--early", action="store_true", help="show frames one window sooner, after 3 of 4 steps")
-    live.add_argument(
-        "--small-decoder", type=Path, metavar="DIR", help="folder of an AutoencoderTiny such as taesd: faster, softer"
-    )
+    add_small_decoder_option(live)
     live.add_argument("--seed", type=int, default=42, metavar="N", help="the same seed starts from the same noise")
     live.add_argument("--crop", action="store_true", help="cut a square around the face out of each portrait")
     live.add_argument("--detector", metavar="NAME", help="with --crop: yunet, or a YuNet file of your own (.onnx)")
@@ -257,16 +255,15 @@ def _loader(options: argparse.Namespace, size: tuple[int, int]) -> Callable[[Rep
 
         transformers_logging.disable_progress_bar()
         missing = find_weights(options.weights).missing if options.download else ()
+
+        def progress(name: str, done: int, total: int) -> None:
+            report(f"fetching {name}", done / total if total else 0.0)
+
         if missing:
-            hub.download(
-                options.weights,
-                missing,
-                progress=lambda name, done, total: report(f"fetching {name}", done / total if total else 0.0),
-            )
+            hub.download(options.weights, missing, progress)
+        decoder = small_decoder(options, progress)
         detector = open_detector(options) if options.detector else None
-        pipeline = Pipeline.load(
-            find_weights(options.weights), options.device, options.dtype, options.small_decoder, report
-        )
+        pipeline = Pipeline.load(find_weights(options.weights), options.device, options.dtype, decoder, report)
 
         def fit(picture: np.ndarray) -> np.ndarray:
             if not options.crop:

@@ -32,7 +32,7 @@ from ..media.video_writer import VideoWriter
 from ..networks.denoising_unet import DenoisingUNet
 from ..networks.reference_unet import ReferenceUNet
 from ..pipeline import Pipeline, TinyDecoder, decoder_of, place
-from ..sampling.cuda import PinnedCopy, onload
+from ..sampling.cuda import PinnedCopy, on_device, onload
 from ..sampling.keyframes import FIRST_WINDOW, KeyframeSettings
 from ..sampling.reference import Reference, check_size, encode_reference
 from ..sampling.schedule import Schedule
@@ -86,8 +86,9 @@ def run_benchmark(
         raise InputError(f"--frames is {frames}, but medians need at least {CHUNK * (SETTLED + 8)}.")
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
-    pipeline = make_pipeline(target, precision, decoder)
-    figures = _measure(pipeline, frames, size, steps, precision, decoder, keyframes)
+    with on_device(target):  # which events, waits and memory reports take
+        pipeline = make_pipeline(target, precision, decoder)
+        figures = _measure(pipeline, frames, size, steps, precision, decoder, keyframes)
     print(json.dumps(asdict(figures)) if as_json else _table(figures))
 
 

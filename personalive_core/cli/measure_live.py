@@ -33,6 +33,7 @@ from ..live.session import LiveSession, LiveSettings
 from ..media.pictures import fit_picture
 from ..media.video_reader import VideoReader
 from ..pipeline import Pipeline
+from ..sampling.cuda import on_device
 from ..sampling.keyframes import FIRST_WINDOW, KeyframeSettings
 from ..sampling.reference import check_size
 from ..sampling.schedule import Schedule
@@ -101,27 +102,28 @@ def run_live_benchmark(
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
     pipeline = with_encoders(make_pipeline(target, precision, decoder), precision)
-    figures = _measure(
-        lambda: PipelineModel(
-            pipeline,
-            lambda picture: fit_picture(picture, size, size),
-            size,
-            size,
-            KeyframeSettings(keyframes, threshold=0.0),  # a keyframe joins in every window from the tenth on
-            steps,
-        ),
-        dict(
-            device=torch.cuda.get_device_name(target) if target.type == "cuda" else target.type,
-            torch=torch.__version__,
-            size=size,
-            steps=steps,
-            dtype=str(precision).removeprefix("torch."),
-            decoder=decoder,
-            early=early,
-            camera_fps=camera_fps,
-        ),
-        frames,
-    )
+    with on_device(target):  # which memory reports take
+        figures = _measure(
+            lambda: PipelineModel(
+                pipeline,
+                lambda picture: fit_picture(picture, size, size),
+                size,
+                size,
+                KeyframeSettings(keyframes, threshold=0.0),  # a keyframe joins in every window from the tenth on
+                steps,
+            ),
+            dict(
+                device=torch.cuda.get_device_name(target) if target.type == "cuda" else target.type,
+                torch=torch.__version__,
+                size=size,
+                steps=steps,
+                dtype=str(precision).removeprefix("torch."),
+                decoder=decoder,
+                early=early,
+                camera_fps=camera_fps,
+            ),
+            frames,
+        )
     print(json.dumps(asdict(figures)) if as_json else _table(figures))
 
 

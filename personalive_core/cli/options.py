@@ -1,8 +1,10 @@
 """What the commands' options share."""
 
 import argparse
+from pathlib import Path
 
 from ..config import MAX_SIDE, MIN_SIDE, PIXELS_PER_LATENT
+from ..weights import hub
 
 SIZES = f"a multiple of {PIXELS_PER_LATENT} from {MIN_SIDE} to {MAX_SIDE}"
 
@@ -23,3 +25,25 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         help="precision of the networks; auto is fp16 on a GPU, but fp32 on a CPU and on GPUs where fp16 is slow or "
         "overflows",
     )
+
+
+def add_small_decoder_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--small-decoder",
+        nargs="?",
+        const=True,
+        type=Path,
+        metavar="DIR",
+        help="decode with TAESD, which --download fetches: faster, softer; or with the AutoencoderTiny in this folder",
+    )
+
+
+def small_decoder(options: argparse.Namespace, progress: hub.Progress | None = None) -> Path | None:
+    """The folder of the small decoder, if one is asked for.
+
+    Raises:
+        InputError: TAESD is not there, or cannot be downloaded.
+    """
+    if options.small_decoder is not True:
+        return options.small_decoder
+    return hub.find_small_decoder(options.weights, options.download, progress)

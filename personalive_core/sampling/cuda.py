@@ -122,6 +122,11 @@ def on_stream_after(stream: torch.cuda.Stream | None, tensor: Tensor) -> Iterato
         yield
 
 
+def on_device(device: torch.device):
+    """A context manager: what goes to PyTorch's current GPU goes to this one, if it is a GPU of CUDA."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def waiting_bytes(device: torch.device, *networks: nn.Module) -> int:
     """The size of the weights that are not on this device."""
     weights = (x for network in networks for x in (*network.parameters(), *network.buffers()))

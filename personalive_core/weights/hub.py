@@ -32,6 +32,7 @@ PERSONALIVE = "huaichang/PersonaLive"
 VAE = "stabilityai/sd-vae-ft-mse"
 IMAGE_ENCODER = "lambdalabs/sd-image-variations-diffusers"
 YUNET = "opencv/face_detection_yunet"
+TAESD = "madebyollin/taesd"
 
 # Of a branch, a download takes the commit that the hub names first. A commit id in PERSONALIVE_REVISION pins the model.
 REVISIONS = {
@@ -39,6 +40,7 @@ REVISIONS = {
     VAE: "31f26fdeee1355a5c34592e401dd41e45d25a493",
     IMAGE_ENCODER: "main",  # its file is pinned by checksum
     YUNET: "3cc26e7f1014a5ee5d74a42acee58bafc9d0a310",
+    TAESD: "614f76814bbe30edbe2e627ace1c2234c81a2c0e",
 }
 
 
@@ -46,7 +48,7 @@ REVISIONS = {
 class HubFile:
     """One file on the hub and where it belongs."""
 
-    part: str  # the field of `WeightFiles` that needs it, or "detector"
+    part: str  # the field of `WeightFiles` that needs it, "detector" or "small decoder"
     repo: str
     path: str  # in the repository
     target: str  # in the weights folder, or absolute
@@ -115,6 +117,18 @@ _YUNET_FILE = "face_detection_yunet_2023mar.onnx"
 _YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 DETECTORS = {"yunet": HubFile("detector", YUNET, _YUNET_FILE, f"detectors/{_YUNET_FILE}", 232_589, _YUNET_SHA256)}
 """Face detectors by name. The model does not need them: each is downloaded when the user asks for it."""
+
+SMALL_DECODER = (
+    _folder_file("small decoder", TAESD, "config.json", 1_000),
+    _folder_file(
+        "small decoder",
+        TAESD,
+        "diffusion_pytorch_model.safetensors",
+        9_793_292,
+        "db169d69145ec4ff064e49d99c95fa05d3eb04ee453de35824a6d0f325513549",
+    ),
+)
+"""TAESD, which decodes faster and softer than the VAE. It is downloaded when the user asks for it."""
 
 _BLOCK = 1 << 20
 _TRIES = 5  # in a row that bring less than a block together
@@ -397,13 +411,35 @@ def find_detector(folder: Path, name: str, fetch: bool) -> Path:
     Raises:
         InputError: it is not there and must not be downloaded, or the download failed.
     """
-    file = DETECTORS[name]
-    path = folder / file.target
+    return _find(folder, (DETECTORS[name],), f"detector {name}", fetch)
+
+
+def find_small_decoder(folder: Path, fetch: bool, progress: Progress | None = None) -> Path:
+    """Finds TAESD in a weights folder, and downloads it first if that is allowed.
+
+    Args:
+        folder: of the weights; TAESD is in its folder `taesd`.
+        fetch: whether to ask the hub if it is not there.
+        progress: of the download.
+
+    Returns:
+        Its folder, as diffusers reads it.
+
+    Raises:
+        InputError: it is not there and must not be downloaded, or the download failed.
+    """
+    return _find(folder, SMALL_DECODER, "small decoder TAESD", fetch, progress).parent
+
+
+def _find(folder: Path, files: Sequence[HubFile], what: str, fetch: bool, progress: Progress | None = None) -> Path:
+    """The last of the files."""
     if fetch:
-        download(folder, [file])
-    elif not path.is_file():
+        download(folder, files, progress)
+    missing = [file for file in files if not (folder / file.target).is_file()]
+    if missing:
+        addresses = " and ".join(file.address for file in missing)
         raise InputError(
-            f"the detector {name} is not there yet: download it ({file.size / 1e6:.1f} MB; a button on the node, "
-            f"--download on the command line), or put {file.address} into {path.parent}."
+            f"the {what} is not there yet: download it ({sum(file.size for file in missing) / 1e6:.1f} MB; a button on "
+            f"the node, --download on the command line), or put {addresses} into {(folder / missing[0].target).parent}."
         )
-    return path
+    return folder / files[-1].target

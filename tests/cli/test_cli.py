@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 
 from face import draw_face
-from hub_stand_in import use_hub
+from hub_stand_in import StandIn, use_hub
 from personalive_core.cli import demo
 from personalive_core.cli.main import main
 from personalive_core.media.pictures import read_picture
@@ -66,6 +67,26 @@ def test_a_small_decoder_makes_other_frames_of_the_same_size(weights, portrait, 
     assert not np.array_equal(frames_of(small), frames_of(large))
     assert animate(weights, portrait, driving, tmp_path / "bad.mp4", "--small-decoder", str(portrait)) == 2
     assert "cannot be loaded as AutoencoderTiny" in capsys.readouterr().err
+
+
+def test_the_small_decoder_of_the_hub_by_one_switch(weights, portrait, tmp_path, monkeypatch, capsys):
+    shutil.copytree(weights, tmp_path / "weights")
+    AutoencoderTiny().save_pretrained(tmp_path / "hub")
+    arguments = tmp_path / "weights", portrait, portrait, tmp_path / "out.mp4", "--small-decoder"
+    assert animate(*arguments) == 2
+    assert "the small decoder TAESD is not there yet" in capsys.readouterr().err
+    files = tuple(replace(file, sha256=None) for file in hub.SMALL_DECODER)  # of another TAESD
+    monkeypatch.setattr(hub, "SMALL_DECODER", files)
+    with StandIn({}) as stand_in:
+        use_hub(monkeypatch, stand_in.address)
+        for file in files:
+            stand_in.files[file.address.removeprefix(stand_in.address)] = (tmp_path / "hub" / file.path).read_bytes()
+        assert animate(*arguments, "--download") == 0
+        assert len(frames_of(tmp_path / "out.mp4")) == 1
+        requests = stand_in.requests
+        assert animate(*arguments, "--overwrite") == 0
+        assert stand_in.requests == requests
+    assert (tmp_path / "weights" / "taesd" / "config.json").is_file()
 
 
 def test_a_picture_and_a_gif_drive_too(weights, portrait, tmp_path):

@@ -114,7 +114,11 @@ def test_half_precision_that_overflows_is_one_sentence(weights, portrait, tmp_pa
 
 def test_a_folder_of_another_kind_is_no_small_decoder(weights, portrait, tmp_path, capsys):
     AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "wide")
+    AutoencoderTiny().save_pretrained(tmp_path / "more")
+    path = tmp_path / "more" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(path) | {"decoder.more": torch.zeros(1)}, path, {"format": "pt"})
     for folder, words in (
+        (tmp_path / "more", "it has unknown keys: decoder.more)"),
         (weights / "sd-vae-ft-mse", "it lacks decoder.layers."),
         (tmp_path / "wide", "its latent_channels is 16 in place of 4"),
     ):

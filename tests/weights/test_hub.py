@@ -17,7 +17,7 @@ from hub_stand_in import BLOCK, COMMIT, StandIn, use_hub
 from personalive_core.errors import InputError
 from personalive_core.weights import hub
 from personalive_core.weights.find import find_weights
-from personalive_core.weights.hub import DETECTORS, HubFile, download, find_detector
+from personalive_core.weights.hub import DETECTORS, HubFile, download, find_detector, find_small_decoder
 
 CONTENT = bytes(range(256)) * 4096
 LARGE = HubFile("a", "owner/model", "deep/in/large.pth", "part/large.pth", len(CONTENT))
@@ -227,6 +227,22 @@ def test_a_detector_is_fetched_only_when_it_is_asked_for(stand_in, tmp_path, mon
     assert find_detector(tmp_path, "yunet", fetch=False) == find_detector(tmp_path, "yunet", fetch=True) == path
     assert stand_in.requests == requests
     assert not {f.part for f in find_weights(tmp_path).missing} & {"detector"}
+
+
+def test_the_small_decoder_is_fetched_only_when_it_is_asked_for(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "SMALL_DECODER", tuple(replace(file, sha256=None) for file in hub.SMALL_DECODER))
+    for file in hub.SMALL_DECODER:
+        stand_in.files[file.address.removeprefix(stand_in.address)] = CONTENT
+    with pytest.raises(InputError, match=r"the small decoder TAESD is not there yet.*--download.*config.json and "):
+        find_small_decoder(tmp_path, fetch=False)
+    assert stand_in.requests == 0
+    reports = []
+    folder = find_small_decoder(tmp_path, True, lambda *report: reports.append(report))
+    assert folder == tmp_path / "taesd" and reports
+    assert files_in(tmp_path) == ["taesd/config.json", "taesd/diffusion_pytorch_model.safetensors"]
+    requests = stand_in.requests
+    assert find_small_decoder(tmp_path, fetch=False) == find_small_decoder(tmp_path, fetch=True) == folder
+    assert stand_in.requests == requests
 
 
 def test_address(monkeypatch):
