@@ -55,7 +55,7 @@ class Live(io.ComfyNode):
             **compat.search_aliases(
                 "webcam, camera, real time, realtime, live portrait, liveportrait, avatar, vtuber, puppet, streaming"
             ),
-            description="A camera moves the portrait while this node runs: open the tab 'PersonaLive Live' at the side "
+            description="A camera moves the portrait while this node runs: open the tab 'Live' at the side "
             "and press Start. Stop there ends the run and gives the recording.",
             inputs=[
                 ModelType.Input("model", tooltip="From Load PersonaLive Model."),
@@ -141,7 +141,7 @@ class Live(io.ComfyNode):
 
         def load(report: Report) -> NodeLiveModel:
             loaded = NodeLiveModel(model, vae, clip_vision, reference, keyframes, report)
-            say("Live: open the tab 'PersonaLive Live' at the side and press Start. Stop there ends this run.")
+            say("Open the tab 'Live' at the side and press Start. Stop there ends this run.")
             return loaded
 
         with _served(session, reference.picture, record):

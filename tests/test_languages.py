@@ -47,7 +47,7 @@ def test_what_is_chosen_or_pressed_keeps_its_name(language: str):
         "PersonaLiveCropDriving.inputs.mode.tooltip": ("smoothed", "fixed", "per-frame"),
         "PersonaLiveCropDriving.inputs.detector.tooltip": ("yunet", "Download yunet", "none", ".onnx", "OpenCV"),
         "PersonaLiveLoadEncoders.description": ("Download weights",),
-        "PersonaLiveLive.description": ("PersonaLive Live", "Start", "Stop"),
+        "PersonaLiveLive.description": ("Live", "Start", "Stop"),
         "PersonaLiveAssembleVideo.inputs.quality.tooltip": ("high", "small"),
     }.items():
         assert all(name in found[f"nodeDefs.{key}"] for name in names), key

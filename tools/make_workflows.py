@@ -45,8 +45,8 @@ TRY_NOTE = """\
 
 Press **Run**. A drawn character does what another one does. On a CPU this takes less than a minute.
 
-The *miniature* weights come with the nodes and know only drawn faces, at 128 x 128. **PersonaLive**
-opens into its stages: click *Enter subgraph*, or the icon at its top right.
+The *miniature* weights come with the nodes and know only drawn faces, at 128 x 128. **PersonaLive** opens into its
+stages: click *Enter subgraph*, or the icon at its top right.
 """
 
 VIDEO_NOTE = """\
@@ -55,8 +55,8 @@ VIDEO_NOTE = """\
 Press **Run** to see the drawn example. The result has the length, the speed and the sound of the driving video.
 
 1. **Your own files**: connect *Load Image* and *Load Video* in place of *Example Input*.
-2. **Official weights**, for **research use**: set *weights* to *official* and *size* to 512. Open **PersonaLive** and
-press **Download weights** on *Load PersonaLive Model* (12.1 GB).
+2. **Official weights**, for **research use**: set *weights* to *official* and *size* to 512, and press
+**Download weights** (12.1 GB).
 3. For a first try set *count* to 50 frames. Animate only people who agreed to it.
 """
 
@@ -107,7 +107,7 @@ use *Load Motion* in place of *Extract Motion*, for any portrait and without the
 LIVE_NOTE = f"""\
 # Live
 
-Press **Run**, open the tab **PersonaLive Live** (the camera at the left edge), press **Start** there and look straight
+Press **Run**, open the tab **Live** (the camera at the left edge), press **Start** there and look straight
 at the camera for a second. **Stop** ends the run. The recording is in *output/live*.
 
 {OFFICIAL.replace("portrait and video", "portrait").replace(LOADERS, "*Load Image*")}"""
@@ -203,7 +203,7 @@ def crop_and_paste() -> dict:
 def two_people() -> dict:
     nodes = {
         "example": node("PersonaLiveExampleInput"),
-        "picture": node("ImageStitch", image1=["example", 0], image2=["example", 0], spacing_width=32),
+        "picture": node("ImageStitch", "Stitch Images", image1=["example", 0], image2=["example", 0], spacing_width=32),
     }
     for number, person, x, under, quality in ((1, "", 0, "picture", "high"), (2, "_2", 160, "back", "good")):
         hand = dict(detector="none", x=x, y=0, side=128)
@@ -236,55 +236,48 @@ def live() -> dict:
     return nodes | {"live": node("PersonaLiveLive", **links)}
 
 
-COLUMN, WIDTH = 285, 250  # from one column to the next; of a node
+COLUMN, WIDTH = 272, 244  # from one column to the next; of a node
 LINK = "id", "origin_id", "origin_slot", "target_id", "target_slot", "type"  # in a subgraph
 INPUT_NODE, OUTPUT_NODE = -10, -20  # the two ends of a subgraph, as the page numbers them
 TITLE = "PersonaLive"  # of the subgraph's node in a template
 INSIDE = {
-    "model": (0, 240),
-    "encoders": (1, 20),
-    "reference": (2, 380),
-    "motion": (3, 80),
-    "sample": (4, 360),
-    "assemble": (5, 0),
+    "model": (0, 80),
+    "encoders": (1, 0),
+    "reference": (2, 350),
+    "motion": (3, 70),
+    "sample": (4, 400),
+    "assemble": (5, -20),
 }
+INSIDE_INPUTS = 280  # y of the subgraph's inputs
 
 
-def tight(places: dict[str, tuple[int, int]]) -> dict[str, tuple[float, int, int]]:
+def tight(places: dict[str, tuple[float, int]]) -> dict[str, tuple[float, int, int]]:
     """Eight columns where there is room for seven."""
-    return {key: (column * 250 / COLUMN, y, 226) for key, (column, y) in places.items()}
+    return {key: (column * 240 / COLUMN, y, 214) for key, (column, y) in places.items()}
 
 
-# Name -> nodes, stages of the subgraph, column and y of each node, notes with x, y, width, height.
+WIDE = {"example": (0, 0), "animate": (1.35, 0), "save": (2.7, 0)}
+
+# Name -> nodes, stages of the subgraph, column and y of each node, note with its y, width and height.
 WORKFLOWS = {
-    "1 Try it without downloads": (
-        whole(),
-        stages(),
-        {"example": (0, 0), "animate": (1, 0), "save": (2, 0)},
-        [(TRY_NOTE, 0, -220, 820, 150)],
-    ),
-    "2 Animate a portrait with a video": (
-        whole(),
-        stages(),
-        {"example": (0, 0), "animate": (1, 0), "save": (2, 0)},
-        [(VIDEO_NOTE, 0, -250, 820, 180)],
-    ),
+    "1 Try it without downloads": (whole(), stages(), WIDE, (TRY_NOTE, -190, 978, 110)),
+    "2 Animate a portrait with a video": (whole(), stages(), WIDE, (VIDEO_NOTE, -230, 978, 150)),
     "3 Animate a portrait with one picture": (
         picture(),
         {},
         {
-            "model": (0, 340),
-            "example": (0, 180),
+            "model": (0, 325),
+            "example": (0, 160),
             "encoders": (1, 0),
             "parts": (1, 400),
-            "reference": (2, 60),
-            "frame": (2, 400),
-            "motion": (3, 300),
-            "sample": (4, 220),
-            "decode": (5, 0),
-            "save": (6, 0),
+            "reference": (2, 90),
+            "frame": (2, 420),
+            "motion": (3, 350),
+            "sample": (4, 275),
+            "decode": (5, 50),
+            "save": (6, 50),
         },
-        [(PICTURE_NOTE, 0, -230, 1000, 160)],
+        (PICTURE_NOTE, -190, 1000, 115),
     ),
     "4 Long video": (
         until_latent(["example", 1], start=8, count=24) | assemble() | save("assemble"),
@@ -299,65 +292,65 @@ WORKFLOWS = {
             "assemble": (5, 80),
             "save": (6, 80),
         },
-        [(LONG_NOTE, 0, -240, 1000, 170)],
+        (LONG_NOTE, -200, 1000, 125),
     ),
     "5 Crop, animate, paste back": (
         crop_and_paste(),
         stages("crop", quality="high"),
         {
             "example": (0, 20),
-            "picture": (1, 300),
-            "crop": (2, 360),
-            "preview": (3, 440),
-            "follow": (2, 80),
-            "animate": (3, 0),
-            "back": (4, 300),
-            "save": (5, 300),
+            "picture": (1, 340),
+            "crop": (2, 400),
+            "preview": (3.15, 480),
+            "follow": (2, 110),
+            "animate": (3.15, 0),
+            "back": (4.15, 340),
+            "save": (5.15, 340),
         },
-        [(CROP_NOTE, 0, -240, 820, 170)],
+        (CROP_NOTE, -200, 788, 130),
     ),
     "6 Two people": (
         two_people(),
         stages(quality="high"),
         {
-            "example": (0, 540),
-            "picture": (1, 540),
-            "driving": (2, 0),
-            "crop": (2, 120),
-            "crop_2": (2, 600),
-            "driving_2": (2, 1050),
-            "animate": (3, 0),
-            "animate_2": (3, 960),
-            "back": (4, 540),
-            "back_2": (5, 940),
-            "save": (6, 940),
+            "example": (0, 579),
+            "picture": (1, 579),
+            "driving": (2.12, 0),
+            "crop": (2.12, 165),
+            "crop_2": (2.12, 645),
+            "driving_2": (2.12, 1087),
+            "animate": (3.12, 0),
+            "animate_2": (3.12, 967),
+            "back": (4.12, 579),
+            "back_2": (5.12, 937),
+            "save": (6.12, 780),
         },
-        [(TWO_NOTE, 0, 0, 500, 300)],
+        (TWO_NOTE, 0, 500, 150),
     ),
     "7 Adjust and save motion": (
         reuse(),
         {},
         tight(
             {
-                "model": (0, 420),
-                "example": (0, 270),
-                "encoders": (1, 560),
-                "reference": (2, 260),
-                "motion": (3, 600),
-                "keep": (4, 710),
-                "adjust": (4, 0),
-                "sample": (5, 580),
-                "assemble": (6, 380),
-                "save": (7, 380),
+                "model": (0, 290),
+                "example": (0, 140),
+                "encoders": (1.03, 0),
+                "reference": (2, 80),
+                "motion": (3, 340),
+                "keep": (4, 110),
+                "adjust": (4, 430),
+                "sample": (5, 280),
+                "assemble": (6, 50),
+                "save": (7, 50),
             }
         ),
-        [(REUSE_NOTE, 0, -240, 1000, 170)],
+        (REUSE_NOTE, -190, 1000, 115),
     ),
     "8 Live": (
         live(),
         {},
-        {"model": (0, 230), "example": (0, 80), "encoders": (1, 0), "reference": (2, 160), "live": (3, 0)},
-        [(LIVE_NOTE, 0, -240, 820, 170)],
+        {"model": (0, 230), "example": (0, 80), "encoders": (1, 0), "reference": (2, 170), "live": (3, 0)},
+        (LIVE_NOTE, -200, 788, 125),
     ),
 }
 
@@ -442,7 +435,7 @@ class Page:
 
 
 def make(page: Page, name: str) -> None:
-    graph, inner, places, notes = WORKFLOWS[name]
+    graph, inner, places, note = WORKFLOWS[name]
     numbers = {key: i for i, key in enumerate([*graph, *(f"inside {key}" for key in inner)], 1)}
     outside = {key: item for key, item in graph.items() if item["class_type"] != BLUEPRINT}
     made = _serialized(page, {str(numbers[key]): item for key, item in outside.items()})
@@ -453,13 +446,12 @@ def make(page: Page, name: str) -> None:
     links = _link(graph, made, numbers)
     for key in graph:
         _place(made[numbers[key]], *places[key])
-    last = len(numbers)
-    for i, (text, *box) in enumerate(notes, last + 1):
-        made[i] = _note(i, text, *box)
+    last = len(numbers) + 1
+    made[last] = _note(last, *note)
     workflow = {
         "id": _uuid(name),
         "revision": 0,
-        "last_node_id": last + len(notes),
+        "last_node_id": last,
         "last_link_id": len(links),
         "nodes": list(made.values()),
         "links": links,
@@ -485,7 +477,7 @@ def make_blueprint(page: Page) -> None:
         "revision": 0,
         "last_node_id": 1 + len(inner),
         "last_link_id": 0,
-        "nodes": [_instance(1, definition, BLUEPRINT)],
+        "nodes": [_instance(1, definition, BLUEPRINT, 350)],
         "links": [],
         "definitions": {"subgraphs": [definition]},
         "extra": {"BlueprintDescription": DESCRIPTION, "BlueprintSearchAliases": ALIASES.split(", ")},
@@ -522,7 +514,7 @@ def subgraph(page: Page, name: str, inner: dict, numbers: dict[str, int]) -> dic
             kind = target["inputs"][slot]["type"]
             target["inputs"][slot]["link"] = connect(INPUT_NODE, len(inputs), target["id"], slot, kind)
             numbers_of_links.append(len(links))
-        place = [-80, 20 + 20 * len(inputs)]
+        place = [-80, INSIDE_INPUTS + 20 + 20 * len(inputs)]
         inputs.append({"id": _uuid(outer), "name": outer, "type": kind, "linkIds": numbers_of_links, "pos": place})
     last, right = made[inside["assemble"]], 6 * COLUMN
     last["outputs"][0]["links"] = [connect(last["id"], 0, OUTPUT_NODE, 0, "VIDEO")]
@@ -536,7 +528,7 @@ def subgraph(page: Page, name: str, inner: dict, numbers: dict[str, int]) -> dic
         "revision": 0,
         "config": {},
         "name": BLUEPRINT,
-        "inputNode": {"id": INPUT_NODE, "bounding": [-220, 0, 140, 40 + 20 * len(inputs)]},
+        "inputNode": {"id": INPUT_NODE, "bounding": [-220, INSIDE_INPUTS, 140, 40 + 20 * len(inputs)]},
         "outputNode": {"id": OUTPUT_NODE, "bounding": [right, 0, 120, 60]},
         "inputs": inputs,
         "outputs": [video],
@@ -593,7 +585,7 @@ def _slot(item: dict, name: str, kind: str) -> int:
     return [*names, name].index(name)
 
 
-def _instance(number: int, definition: dict, title: str) -> dict:
+def _instance(number: int, definition: dict, title: str, width: int = WIDTH) -> dict:
     inputs = [
         {"name": item["name"], "type": item["type"], "link": None}
         | ({"widget": {"name": item["name"]}} if item["name"] in VALUES else {})
@@ -603,7 +595,7 @@ def _instance(number: int, definition: dict, title: str) -> dict:
         "id": number,
         "type": definition["id"],
         "pos": [0, 0],
-        "size": [WIDTH, 122],
+        "size": [width, 150],
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -619,11 +611,12 @@ def _place(item: dict, column: float, y: float, width: float = WIDTH) -> None:
     item["pos"], item["size"] = [column * COLUMN, y], [width, item["size"][1]]
 
 
-def _note(number: int, text: str, x: int, y: int, width: int, height: int) -> dict:
+def _note(number: int, text: str, y: int, width: int, height: int) -> dict:
+    text = re.sub(r"(?<=\S)\n(?=[^\n\d])", " ", text)  # some pages swallow a single line break
     return {
         "id": number,
         "type": "MarkdownNote",
-        "pos": [x, y],
+        "pos": [0, y],
         "size": [width, height],
         "flags": {},
         "order": 0,

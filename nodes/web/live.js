@@ -1,4 +1,4 @@
-// The tab "PersonaLive Live" at the side: the live page in a frame, or in a window of its own.
+// The tab "Live" at the side: the live page in a frame, or in a window of its own.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
@@ -69,6 +69,7 @@ app.extensionManager.registerSidebarTab({
   id: "personalive-live",
   icon: "pi pi-video",
   title: "PersonaLive Live",
+  label: "Live", // under the icon is room for one short word
   tooltip: "PersonaLive Live: a camera moves the portrait",
   type: "custom",
   render,

@@ -61,12 +61,20 @@ async function openDialog(title, task) {
   await act();
 }
 
+function addButtons(node, buttons) {
+  for (const [title, task] of buttons) {
+    const button = node.addWidget("button", title, null, () => openDialog(title, task), { serialize: false });
+    button.serialize = false;
+  }
+}
+
 app.registerExtension({
   name: "personalive.weights",
   nodeCreated(node) {
-    for (const [title, task] of BUTTONS[node.comfyClass] ?? []) {
-      const button = node.addWidget("button", title, null, () => openDialog(title, task), { serialize: false });
-      button.serialize = false;
-    }
+    if (BUTTONS[node.comfyClass]) addButtons(node, BUTTONS[node.comfyClass]);
+    else if (node.subgraph) setTimeout(() => { // once it is configured: older pages make its widgets anew then
+      const inside = node.subgraph.nodes.some((inner) => inner.comfyClass === "PersonaLiveLoadModel");
+      if (inside) addButtons(node, BUTTONS.PersonaLiveLoadModel.slice(0, 1));
+    });
   },
 });

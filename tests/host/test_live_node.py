@@ -207,7 +207,7 @@ def test_from_start_to_stop(host):
     assert performance.neutral is not None
     (rate,) = result.outputs["rate"]["text"]
     assert float(rate) == pytest.approx(float(performance.frame_rate))
-    assert any("PersonaLive Live" in text for text in result.texts["live"])
+    assert any("tab 'Live'" in text for text in result.texts["live"])
 
 
 def test_cancel_keeps_the_recording(host):
