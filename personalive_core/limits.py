@@ -7,6 +7,7 @@ MOTION_FRAMES = 1_000_000  # of a motion file, of a loop or at another rate: all
 MOTION_RATES = 0.001, 1000  # frames per second of a motion file
 TEXT_BYTES = 1 << 20  # of a JSON file
 TABLE_BYTES = 1 << 26  # of a table of jobs
+UPLOAD_BYTES = 1 << 30  # of a file that is sent to `serve`
 HEADER_BYTES = 100_000_000  # of a safetensors file, as in the format's own library; of a .pth file's list of weights
 SHARED_BYTES = 1 << 31  # of weights in a smaller .pth file, which may use a stored number many times
 NETWORK_WIDTH = 8192  # channels or pixels in `sizes.json`; the published model has 1280 at most

@@ -192,10 +192,10 @@ class Batch:
             result = ray.get(reference)
         except ray.exceptions.RayError as error:
             if isinstance(error, ray.exceptions.RayActorError) and error.actor_id == worker.actor._actor_id.hex():
-                self._replace(worker, _sentence(error))
+                self._replace(worker, sentence(error))
                 return
             cause = getattr(error, "cause", None) or error  # of the worker, or of what it was given
-            failure, is_lost = _sentence(cause), isinstance(cause, ray.exceptions.RayError)
+            failure, is_lost = sentence(cause), isinstance(cause, ray.exceptions.RayError)
         if task.kind == "prepare":
             if failure:
                 raise InputError(failure)
@@ -275,7 +275,7 @@ class Batch:
         self.watch(progress)
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
     """For people; the worker's log has the rest."""
     text = str(error) if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {error}"
     return text.strip().partition("\n")[0]

@@ -90,6 +90,9 @@ def _run(options: argparse.Namespace, jobs: list[Job], report: "_Report") -> Non
         hire = partial(hiring(AnimateWorker, cluster), jobs[0].options, threads(cluster.workers))
         try:
             Batch(jobs, hire, cluster.workers, report.finished, report.watch).run()
+        except KeyboardInterrupt:
+            print("the same command makes what is missing, and goes on with what was under way", file=sys.stderr)
+            raise
         finally:
             report.close()
 
@@ -257,7 +260,8 @@ class _Bar(_Report):
             self._bar.n = progress.frames
             left = "" if (seconds := progress.seconds_left) is None else f", {tqdm.format_interval(seconds)} to go"
             speed = f"{progress.frames_per_second:.1f} a second"
-            self._bar.set_postfix_str(f"{speed}, {progress.jobs_left} videos left{left}")
+            videos = f"{progress.jobs_left} video{'s' * (progress.jobs_left != 1)} left"
+            self._bar.set_postfix_str(f"{speed}, {videos}{left}")
 
     def finished(self, outcome: Outcome) -> None:
         super().finished(outcome)

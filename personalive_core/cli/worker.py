@@ -116,6 +116,14 @@ class AnimateWorker:
         self._made, self._of_job = self._made + 1, self._of_job + 1
 
 
+class PreparedWorker(AnimateWorker):
+    """It loads the networks at once: a replica of Ray Serve."""
+
+    def __init__(self, options: argparse.Namespace, threads: int):
+        super().__init__(options, threads)
+        self.prepare()
+
+
 class _Bar:
     """Called as tqdm's; tells the worker."""
 

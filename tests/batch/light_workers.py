@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from personalive_core.errors import InputError
 
 
 class LightWorker:
-    """Notes its calls in the folder of a job's output, each in a file of its own."""
+    """Notes its calls in the folder of a job's output, each in a file of its own that holds the time."""
 
     def __init__(self, failure: str = ""):
         self.failure, self.made = failure, 0
@@ -35,7 +36,7 @@ class LightWorker:
 
     def _do(self, call, job):
         number = len(list(Path(job.output).parent.glob(f"{call} *")))
-        Path(job.output).with_name(f"{call} {job.name} {number}").touch()
+        Path(job.output).with_name(f"{call} {job.name} {number}").write_text(str(time.time_ns()))
         if job.options == f"{call.partition(' ')[0]} dies" or (job.options == "dies once" and number == 0):
             os.kill(os.getpid(), signal.SIGKILL)
         if job.options == f"{call} fails":

@@ -26,7 +26,7 @@ def run(folder, *jobs, workers=1, failure=""):
     jobs = [Job(name, str(folder / name), options, frames, **more) for name, options, frames, more in jobs]
     Batch(jobs, hire, workers, lambda outcome: outcomes.update({outcome.job.name: outcome}), seen.append).run()
     assert len(outcomes) == len(jobs) and seen[-1].jobs_left >= 0
-    calls = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    calls = sorted(folder.iterdir(), key=lambda path: int(path.read_text()))
     return outcomes, [re.sub(r" \d+$", "", path.name) for path in calls]
 
 
