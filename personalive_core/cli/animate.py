@@ -5,13 +5,15 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime
+from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -21,16 +23,26 @@ from ..errors import InputError
 from ..media.video_writer import VideoWriter, find_partial
 from ..motion.extraction import driving_frames
 from ..motion.motion import Motion, MotionRecord
-from ..motion.performance import Performance
+from ..motion.performance import Adjustment, Performance
 from ..sampling.keyframes import KeyframeSettings
-from ..sampling.reference import check_size
+from ..sampling.reference import Reference, check_size
 from ..sampling.schedule import Schedule
 from ..weights.find import find_weights
-from .crop_options import CropOptions, add_crop_options
+from .crop_options import CropOptions, DrivingOptions, add_crop_options, refuse_idle
 from .download import fetch
 from .motion_options import Recorder, add_motion_options, adjustment_of, open_driver
 from .options import SIZES, add_device_options, add_small_decoder_option, small_decoder
 from .outputs import Checkpoint, check_outputs, stopped_by_signals
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+
+
+class Extracted(NamedTuple):
+    """The motion of the driving frames that a run uses, and their times in seconds from the first one."""
+
+    motion: Motion
+    times: Sequence[Fraction]
 
 
 def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.ArgumentParser]) -> None:
@@ -64,18 +76,91 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("--resume needs -o: the name of the video that the run which ended early was to write.")
     output = options.output or Path(f"outputs/output_{datetime.now():%Y%m%d_%H%M%S}.mp4")
     with stopped_by_signals(), ExitStack() as files:
-        _animate(options, output, files)
+        animate_file(options, output, files)
 
 
-def _animate(options: argparse.Namespace, output: Path, files: ExitStack) -> None:
+def check_options(options: argparse.Namespace) -> Adjustment:
+    """What can be checked of the options without opening a file.
+
+    Returns:
+        What they change about the driver's motion.
+
+    Raises:
+        InputError: An option cannot be.
+    """
+    adjustment = adjustment_of(options)
+    Schedule(options.steps)  # refuses other counts
+    check_size(options.width, options.height)
+    refuse_idle(options)
+    return adjustment
+
+
+def load_pipeline(options: argparse.Namespace) -> "Pipeline":
+    """The networks that the options name. InputError: they are missing or cannot be used."""
     from transformers.utils import logging as transformers_logging
 
     from ..pipeline import Pipeline
 
     transformers_logging.disable_progress_bar()  # ours is enough
-    adjustment = adjustment_of(options)
-    Schedule(options.steps)  # refuses other counts
-    check_size(options.width, options.height)
+    if options.download:
+        fetch(options.weights)
+    decoder = small_decoder(options)
+    return Pipeline.load(find_weights(options.weights), options.device, options.dtype, decoder)
+
+
+def extract(options: argparse.Namespace, pipeline: "Pipeline") -> Extracted:
+    """Reads the driving video, and nothing of the portrait.
+
+    Raises:
+        InputError: It cannot be read, or shows no face.
+    """
+    with open_driver(options, adjustment_of(options)) as driver:
+        recorder = Recorder(None, None, True)
+        return _extracted(_motions(pipeline, options, recorder, DrivingOptions(options), driver.frames), recorder)
+
+
+def _motions(
+    pipeline: "Pipeline", options: argparse.Namespace, recorder: Recorder, crop: DrivingOptions, frames: Iterable
+) -> Iterable[Motion]:
+    cut = crop.cropper(pipeline.motion_extractor, pipeline.device)
+    return pipeline.motions(recorder.frames(driving_frames(frames, cut, options.mirror)), not options.no_hold)
+
+
+def _extracted(motions: Iterable[Motion], recorder: Recorder) -> Extracted:
+    record = MotionRecord()
+    for motion in tqdm(motions, "motion", unit_scale=4, unit="frame", leave=False):
+        record.append(motion)
+    return Extracted(record.motion(), tuple(recorder.times))
+
+
+def animate_file(
+    options: argparse.Namespace,
+    output: Path,
+    files: ExitStack,
+    *,
+    pipeline: "Pipeline | None" = None,
+    reference: Reference | None = None,
+    extracted: Extracted | None = None,
+    progress: Any = tqdm,
+) -> int:
+    """Makes one video.
+
+    Args:
+        options: Of `animate`.
+        output: The video.
+        files: Closes what is opened.
+        pipeline: The networks, if they are loaded.
+        reference: The portrait, if it is encoded.
+        extracted: The driver's motion, if it is extracted.
+        progress: Makes the bar: called as `tqdm`.
+
+    Returns:
+        How many frames it has.
+
+    Raises:
+        InputError: As `run`.
+    """
+    adjustment = check_options(options)
     pick_device(options.device)
     inputs = {
         "--ref-image": options.ref_image,
@@ -87,7 +172,7 @@ def _animate(options: argparse.Namespace, output: Path, files: ExitStack) -> Non
         outputs["--crop-preview"] = options.crop_preview
     check_outputs(outputs, inputs, overwrite=options.overwrite)
     crop = CropOptions(options)
-    checkpoint = Checkpoint(output, _settings(options, [path for path in inputs.values() if path]))
+    checkpoint = Checkpoint(output, settings_of(options, [path for path in inputs.values() if path]))
     earlier = find_partial(output)
     if earlier and not (options.resume or options.overwrite):
         raise InputError(
@@ -120,26 +205,23 @@ def _animate(options: argparse.Namespace, output: Path, files: ExitStack) -> Non
     if driver.left_out:
         left_out = f"{driver.left_out} frames of {driver.name}"
         print(f"--max-frames {options.max_frames} leaves out {left_out}; --max-frames 0 takes all", file=sys.stderr)
-    if options.download:
-        fetch(options.weights)
-    decoder = small_decoder(options)
-    pipeline = Pipeline.load(find_weights(options.weights), options.device, options.dtype, decoder)
-    networks = pipeline.motion_extractor, pipeline.device
-    reference = pipeline.encode_reference(crop.portrait(*networks))
+    pipeline = pipeline or load_pipeline(options)
+    picture = crop.portrait(pipeline.motion_extractor, pipeline.device)
+    reference = reference or pipeline.encode_reference(picture)
     recorder = Recorder(options.save_motion, options.sheet, adjustment.keeps_frames)
     recorder.resume(begin, sheet_results)
 
     performance, total = driver.performance, driver.result_count(adjustment)
     motions: Iterable[Motion] = []
-    if performance is None:
-        frames = recorder.frames(driving_frames(driver.frames, crop.driving(*networks), options.mirror))
-        motions = pipeline.motions(frames, not options.no_hold)
-    if performance is None and adjustment.needs_all_frames:
-        record, times = MotionRecord(), recorder.times
-        for motion in tqdm(motions, "motion", unit_scale=4, unit="frame", leave=False):
-            record.append(motion)
-        performance = Performance.extracted(record.motion(), driver.frame_rate, driver.name, tuple(times))
-        performance = performance.adjusted(replace(adjustment, start=0, count=0))  # only these frames were read
+    if performance is None and extracted is None:
+        motions = _motions(pipeline, options, recorder, crop.driving, driver.frames)
+        if adjustment.needs_all_frames:
+            extracted = _extracted(motions, recorder)
+    if extracted is not None:
+        motions, recorder.times = [extracted.motion], deque(extracted.times)
+        if adjustment.needs_all_frames:
+            performance = Performance.extracted(extracted.motion, driver.frame_rate, driver.name, extracted.times)
+            performance = performance.adjusted(replace(adjustment, start=0, count=0))  # only these frames were read
     strength, neutral = adjustment.strength, None
     if performance is not None:
         strength, neutral, total = performance.strength, performance.neutral, len(performance.motion)
@@ -160,7 +242,7 @@ def _animate(options: argparse.Namespace, output: Path, files: ExitStack) -> Non
     )
     result_times = islice(iter(lambda: recorder.times.popleft(), None), begin, None)  # known as motion comes
     begun, done, is_stopped = time.perf_counter(), begin, False
-    with tqdm(total=total, initial=begin, unit="frame") as bar, closing(animated):
+    with progress(total=total, initial=begin, unit="frame") as bar, closing(animated):
         try:
             for chunk in animated:
                 for pixels in chunk:
@@ -188,9 +270,10 @@ def _animate(options: argparse.Namespace, output: Path, files: ExitStack) -> Non
     recorder.write(performance, driver.name, frame_rate, strength)
     if is_stopped:
         raise KeyboardInterrupt
+    return done
 
 
-def _settings(options: argparse.Namespace, inputs: list[Path]) -> dict[str, str]:
+def settings_of(options: argparse.Namespace, inputs: list[Path]) -> dict[str, str]:
     """What a run that goes on must have in common with the one before: options, and the sizes of the input files."""
     free = {"run", "verbose", "output", "overwrite", "resume", "download", "save_motion", "sheet", "crop_preview"}
     same = {f"--{name.replace('_', '-')}": str(value) for name, value in vars(options).items() if name not in free}

@@ -76,11 +76,52 @@ def add_crop_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class DrivingOptions:
+    """What the options ask for in the driving pictures.
+
+    Args:
+        options: the parsed command line of `animate`.
+
+    Attributes:
+        detector: what finds faces, also in the portrait; None without one.
+
+    Raises:
+        InputError: an option cannot be, such as a missing detector.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        face = options.face if options.face in CHOICES else CHOICES[0]  # a number counts in the portrait alone
+        self._options = options
+        self._settings = DrivingCropSettings(
+            options.crop_driving or MODES[0], face, options.margin, options.vertical_offset
+        )
+        self.detector = open_detector(options) if options.detector else None
+
+    def cropper(self, extractor: MotionExtractor, device: torch.device) -> Callable[[np.ndarray], DrivingFrame]:
+        """What cuts each driving picture."""
+        if self._options.crop_driving is None:
+            return DrivingFrame
+        with closing(self._pictures()) as pictures:
+            return open_driving_crop(self._settings, pictures, self.detector, lambda: extractor, device).cut
+
+    def _pictures(self) -> Generator[np.ndarray, None, None]:
+        from ..media.video_reader import VideoReader
+
+        options = self._options
+        with VideoReader(options.driving_video) as video:
+            frames = islice(video, options.start, options.start + options.max_frames if options.max_frames else None)
+            for frame in tqdm(frames, desc="looking for the driver's head", unit="frame", leave=False):
+                yield frame.pixels
+
+
 class CropOptions:
     """What the options ask for, in the order of the work: portrait, driving pictures, animated pictures.
 
     Args:
         options: the parsed command line of `animate`.
+
+    Attributes:
+        driving: what they ask for in the driving pictures.
 
     Raises:
         InputError: an option cannot be, such as a missing detector or a size that is not square. All are checked here,
@@ -89,14 +130,11 @@ class CropOptions:
 
     def __init__(self, options: argparse.Namespace):
         self._options = options
-        _refuse_idle(options)
+        refuse_idle(options)
         self._picture = read_picture(options.ref_image)
         self._crop: Crop | None = None
         self._back: PasteBack | None = None
-        face = options.face if options.face in CHOICES else CHOICES[0]  # a number counts in the portrait alone
-        self._driving = DrivingCropSettings(
-            options.crop_driving or MODES[0], face, options.margin, options.vertical_offset
-        )
+        self.driving = DrivingOptions(options)
         if options.crop or options.paste_back:
             if options.width != options.height:
                 raise InputError(f"-W is {options.width} and -H {options.height}, but --crop needs equal ones.")
@@ -105,7 +143,6 @@ class CropOptions:
             if options.crop not in (None, "face"):
                 self._crop = Crop(*_numbers(options.crop), width, height)
             PasteBack(self._crop, options.width, feather=options.feather)  # checks the feather
-        self._detector = open_detector(options) if options.detector else None
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -124,7 +161,7 @@ class CropOptions:
         if options.crop == "face":
             found = crop_portrait(
                 picture,
-                detector=self._detector,
+                detector=self.driving.detector,
                 extractor=lambda: extractor,
                 device=device,
                 choice=options.face,
@@ -141,22 +178,6 @@ class CropOptions:
             )
         return found.crop.cut(picture, options.width)
 
-    def driving(self, extractor: MotionExtractor, device: torch.device) -> Callable[[np.ndarray], DrivingFrame]:
-        """What cuts each driving picture."""
-        if self._options.crop_driving is None:
-            return DrivingFrame
-        with closing(self._driving_pictures()) as pictures:
-            return open_driving_crop(self._driving, pictures, self._detector, lambda: extractor, device).cut
-
-    def _driving_pictures(self) -> Generator[np.ndarray, None, None]:
-        from ..media.video_reader import VideoReader
-
-        options = self._options
-        with VideoReader(options.driving_video) as video:
-            frames = islice(video, options.start, options.start + options.max_frames if options.max_frames else None)
-            for frame in tqdm(frames, desc="looking for the driver's head", unit="frame", leave=False):
-                yield frame.pixels
-
     def finish(self, pixels: np.ndarray) -> np.ndarray:
         """Makes the video's frame of an animated picture."""
         if self._back is None:
@@ -165,7 +186,7 @@ class CropOptions:
         return self._back.paste(self._picture, pixels)[:height, :width]
 
 
-def _refuse_idle(options: argparse.Namespace) -> None:
+def refuse_idle(options: argparse.Namespace) -> None:
     """InputError for an option that does nothing without another one, which it names."""
     finds_face, finding = options.crop == "face" or options.crop_driving, "--crop (without numbers) or --crop-driving"
     for name, default, has_use, needed in (

@@ -119,7 +119,7 @@ def _prepared(arguments: list[str]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import animate, benchmark, convert, demo, download, info, live
+    from . import animate, batch, benchmark, convert, demo, download, info, live, serve
     from .options import HelpFormatter
 
     common = argparse.ArgumentParser(add_help=False)
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="personalive", description="Bring a portrait to life with a driving video.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (animate, live, download, convert, info):
+    for command in (animate, batch, serve, live, download, convert, info):
         command.add_parser(commands, [common, weights])
     for needs_no_weights in (benchmark, demo):
         needs_no_weights.add_parser(commands, [common])

@@ -11,7 +11,6 @@ from itertools import chain, pairwise
 from pathlib import Path
 from queue import Queue
 from threading import Thread
-from uuid import uuid4
 
 import av
 import av.filter
@@ -315,7 +314,7 @@ class VideoWriter:
         if self._count == self._resumed:
             self.discard()
             return
-        temporary = self.path.with_name(f".{self.path.stem}-{uuid4().hex[:8]}{self.path.suffix}")
+        temporary = partial_path(self.path).with_suffix(f".new{self.path.suffix}")  # ours alone, as that one is
         try:
             self._wait()
             with self._disk_errors():

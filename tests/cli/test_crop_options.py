@@ -123,7 +123,7 @@ def test_the_driver_is_followed_as_in_the_library(portrait, detector, tmp_path, 
     driving = tmp_path / "driving.png"
     Image.fromarray(frame).save(driving)
     cut, expected = (
-        crop_options(portrait, driving, "--crop-driving", mode, "--detector", detector, "--face", face).driving(
+        crop_options(portrait, driving, "--crop-driving", mode, "--detector", detector, "--face", face).driving.cropper(
             None, "cpu"
         ),
         open_driving_crop(

@@ -1,0 +1,82 @@
+"""Ray: this machine or a cluster, and the workers on it."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from ..errors import InputError
+
+
+class Cluster(NamedTuple):
+    """What is there to work on.
+
+    Attributes:
+        workers: How many can work at once.
+        has_gpu: Whether each has a GPU of its own.
+        dashboard: Address of Ray's dashboard, "" where there is none.
+    """
+
+    workers: int
+    has_gpu: bool
+    dashboard: str
+
+
+@contextmanager
+def connected(address: str | None, gpus: int | None, workers: int) -> Iterator[Cluster]:
+    """Starts Ray on this machine, or connects to a cluster, for as long as the context lasts. Where the process has
+    Ray already, that is taken, and stays.
+
+    Args:
+        address: Of a cluster; None is this machine alone.
+        gpus: How many to use; None is all.
+        workers: How many to use where there is no GPU.
+
+    Raises:
+        InputError: Ray is not installed, the cluster cannot be reached, or it has not so many GPUs.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # we send no telemetry
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError(f"this needs the package ray ({error}): run  pip install ray  and try again.") from error
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        # Ray counts cores only to share them out; each worker takes its part of them, see `threads`.
+        settings |= {"num_cpus": max(workers, os.cpu_count() or 1), "num_gpus": gpus}
+    is_ours = not ray.is_initialized()
+    try:
+        context = ray.init(address, ignore_reinit_error=True, **settings)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise InputError(f"Ray cannot be reached at {address} ({error}): start it there, or leave it out.") from error
+    try:
+        yield _cluster(context, address, gpus, workers)
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _cluster(context: Any, address: str | None, gpus: int | None, workers: int) -> Cluster:
+    import ray
+
+    found = int(ray.cluster_resources().get("GPU", 0))
+    if gpus and address is None and gpus > found:
+        raise InputError(f"--gpus is {gpus}, and this machine has {found}: lower it.")
+    dashboard = getattr(context, "dashboard_url", None)
+    wanted = found if gpus is None else gpus  # a cluster that grows may have fewer now
+    return Cluster(wanted or workers, wanted > 0, f"http://{dashboard}" if dashboard else "")
+
+
+def threads(workers: int) -> int:
+    """The cores that each of the workers on this machine's CPU may use."""
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
+def hiring(worker: type, cluster: Cluster) -> Callable[..., Any]:
+    """What makes Ray actors of this class, a `driver.Worker`: called with its arguments."""
+    import ray
+
+    resources = {"num_gpus": 1, "num_cpus": 1} if cluster.has_gpu else {"num_cpus": threads(cluster.workers)}
+    actor = ray.remote(concurrency_groups={"progress": 1}, **resources)(worker)
+    return actor.remote
