@@ -95,11 +95,19 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type of this name (fp32, fp16, bf16); "auto" is that of the device's kind.
+    """The type that networks compute in: of this name (fp32, fp16, bf16), or for "auto" and "fp8" that of the device's
+    kind; in fp8 weights are only stored.
 
     Raises:
-        InputError: The device has no bfloat16.
+        InputError: The device has no bfloat16, or cannot hold fp8.
     """
+    if name == "fp8":
+        try:
+            torch.zeros(1, device=device).to(torch.float8_e4m3fn).to(torch.float16)
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(f"device {device} cannot hold weights in fp8 ({reason}): try --dtype fp16.") from error
+        name = "auto"
     kind = kind_of(device)
     if name == "bf16" and kind in (VOLTA_AND_TURING, NO_TENSOR_CORES, OLDER):
         raise InputError(f"this GPU has no bf16 ({kind.name}): choose auto or fp32.")

@@ -21,10 +21,12 @@ from .motion.extraction import DrivingFrame, extract_motion, extract_motions
 from .motion.motion import Motion
 from .motion.performance import PUBLISHED, Strength
 from .networks.denoising_unet import DenoisingUNet
+from .networks.fp8 import store_in_fp8
 from .networks.motion_encoder import MotionEncoder
 from .networks.motion_extractor import MotionExtractor
 from .networks.pose_guider import PoseGuider
 from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
+from .networks.spatial import UNet
 from .networks.vae_decoder import VAEDecoder
 from .sampling.cuda import (
     DecodedFrames,
@@ -88,7 +90,7 @@ class Pipeline:
         Args:
             weights: From `find_weights`.
             device: "auto", or as PyTorch names it.
-            dtype: "auto", "fp32", "fp16" or "bf16".
+            dtype: "auto", "fp32", "fp16", "bf16", or "fp8" for UNets whose weights are stored in 8 bits.
             small_decoder: Folder of an AutoencoderTiny that makes the frames in place of the VAE.
             report: Gets the name of each network before it is loaded, and the fraction that is done.
 
@@ -102,7 +104,8 @@ class Pipeline:
         metas = meta_networks(config)
         for i, (name, network) in enumerate(metas.items()):
             report(name, i / (len(metas) + 2))
-            networks[name] = place(name, load_network(network, weights.paths(name)), target, precision)
+            network = load_network(network, weights.paths(name))
+            networks[name] = place(name, network, target, precision, fp8=dtype == "fp8")
         report("vae", len(metas) / (len(metas) + 2))
         latents = dict(latent_channels=config.unet.latent_channels)
         vae = _load(AutoencoderKL, weights.vae, precision, latents)
@@ -330,11 +333,16 @@ def decoder_of(vae: AutoencoderKL) -> VAEDecoder:
     return decoder.eval().requires_grad_(False)
 
 
-def place(name: str, network: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
+def place(name: str, network: torch.nn.Module, device: torch.device, dtype: torch.dtype, *, fp8: bool = False) -> Any:
     """A network of the pipeline where it works or waits, channels-last as is fastest; the motion networks as CUDA
-    graphs where there are any."""
+    graphs where there are any; the weights of UNets in fp8 if asked."""
     home = torch.device("cpu") if name == "reference_unet" else device
-    network.to(home, network_dtype(name, dtype))
+    if fp8 and isinstance(network, UNet):
+        network.to(network_dtype(name, dtype))
+        store_in_fp8(network)  # where it is, so that a small device need not hold it in half precision
+        network.to(home)
+    else:
+        network.to(home, network_dtype(name, dtype))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     is_graphed = name in ("motion_encoder", "motion_extractor") and can_capture(device)
     return GraphedNetwork(network) if is_graphed else network

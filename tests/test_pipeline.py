@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from personalive_core.device import pick_dtype
 from personalive_core.errors import InputError
 from personalive_core.sampling.cuda import onload, waiting_bytes
 from tiny import tiny_pipeline
@@ -74,3 +76,18 @@ def test_numbers_that_are_not_finite_are_an_error_in_place_of_a_black_frame(numb
     pipeline.decoder.conv_out.bias[1] = number
     with pytest.raises(InputError, match=r"decoded video holds numbers that are not finite.*bf16 or fp32"):
         pipeline.decode(torch.zeros(1, 4, 3, 16, 16))
+
+
+class NoFP8(TorchDispatchMode):
+    """What Apple's devices do."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if torch.float8_e4m3fn in (kwargs or {}).values():
+            raise TypeError("Trying to convert Float8_e4m3fn to a backend without it")
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_device_without_fp8_is_one_sentence():
+    assert pick_dtype("fp8", torch.device("cpu")) == torch.float32
+    with NoFP8(), pytest.raises(InputError, match=r"cpu cannot hold weights in fp8 \(Trying.*: try --dtype fp16"):
+        pick_dtype("fp8", torch.device("cpu"))

@@ -17,6 +17,7 @@ from personalive_core.config import (
 )
 from personalive_core.networks.attention import Attention, pytorch_attention
 from personalive_core.networks.denoising_unet import DenoisingUNet
+from personalive_core.networks.fp8 import store_in_fp8
 from personalive_core.networks.reference_unet import ReferenceUNet
 from personalive_core.weights.load import meta_networks
 from seeded import COMPONENTS, normal, seeded_state_dict
@@ -72,10 +73,14 @@ def unet_errors(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     attention: Attention = pytorch_attention,
+    *,
+    fp8: bool = False,
 ) -> dict[str, float]:
     """Every output of a golden file -> its error. The expected values stay in float32."""
     g = golden(name)
     reference_unet, denoising_unet = (network.to(device, dtype) for network in make_unets(config, attention))
+    for network in (reference_unet, denoising_unet) if fp8 else ():
+        store_in_fp8(network)
     latents, timesteps, image_embeds, tokens = (
         g[key].to(device, dtype if g[key].is_floating_point() else None)
         for key in ("latents", "timesteps", "image_embeds", "motion_tokens")

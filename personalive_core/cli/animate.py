@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from ..device import pick_device
+from ..device import pick_device, pick_dtype
 from ..errors import InputError
 from ..media.video_writer import VideoWriter, find_partial
 from ..motion.extraction import driving_frames
@@ -161,7 +161,7 @@ def animate_file(
         InputError: As `run`.
     """
     adjustment = check_options(options)
-    pick_device(options.device)
+    pick_dtype(options.dtype, pick_device(options.device))
     inputs = {
         "--ref-image": options.ref_image,
         "--driving-video": options.driving_video,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..device import pick_device
+from ..device import pick_device, pick_dtype
 from ..errors import InputError
 from ..framing.crop import crop_portrait
 from ..live.model import LiveModel, Report
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
     if options.demo:
         options.size = "{1}x{0}".format(*portrait.shape)
     size = _size(options.size)
-    pick_device(options.device)
+    pick_dtype(options.dtype, pick_device(options.device))
     if options.video:
         VideoReader(options.video).close()
     context = _tls(options)

@@ -87,8 +87,10 @@ def run_benchmark(
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
     with on_device(target):  # which events, waits and memory reports take
-        pipeline = make_pipeline(target, precision, decoder)
+        pipeline = make_pipeline(target, precision, decoder, dtype == "fp8")
         figures = _measure(pipeline, frames, size, steps, precision, decoder, keyframes)
+    if dtype == "fp8":
+        figures.dtype = dtype
     print(json.dumps(asdict(figures)) if as_json else _table(figures))
 
 
@@ -107,10 +109,10 @@ def fill_randomly(network: nn.Module, device: torch.device) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def make_pipeline(device: torch.device, dtype: torch.dtype, decoder: str) -> Pipeline:
+def make_pipeline(device: torch.device, dtype: torch.dtype, decoder: str, fp8: bool) -> Pipeline:
     """All networks at full size, with random weights."""
     networks: dict[str, Any] = {
-        name: place(name, fill_randomly(network, device), device, dtype)
+        name: place(name, fill_randomly(network, device), device, dtype, fp8=fp8)
         for name, network in meta_networks(ModelConfig()).items()
     }
     with torch.device("meta"):

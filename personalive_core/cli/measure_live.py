@@ -101,7 +101,7 @@ def run_live_benchmark(
         raise InputError(f"--frames is {frames}, but a live session takes at least {least} to settle.")
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
-    pipeline = with_encoders(make_pipeline(target, precision, decoder), precision)
+    pipeline = with_encoders(make_pipeline(target, precision, decoder, dtype == "fp8"), precision)
     with on_device(target):  # which memory reports take
         figures = _measure(
             lambda: PipelineModel(
@@ -117,7 +117,7 @@ def run_live_benchmark(
                 torch=torch.__version__,
                 size=size,
                 steps=steps,
-                dtype=str(precision).removeprefix("torch."),
+                dtype=dtype if dtype == "fp8" else str(precision).removeprefix("torch."),
                 decoder=decoder,
                 early=early,
                 camera_fps=camera_fps,

@@ -21,9 +21,9 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         default="auto",
-        choices=("auto", "fp32", "fp16", "bf16"),
+        choices=("auto", "fp32", "fp16", "bf16", "fp8"),
         help="precision of the networks; auto is fp16 on a GPU, but fp32 on a CPU and on GPUs where fp16 is slow or "
-        "overflows",
+        "overflows; fp8 computes as auto does, with most weights stored in 8 bits",
     )
 
 

@@ -81,21 +81,23 @@ def conv2d(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
     Returns:
         (N, C', H', W'), and the bias (C',) if it is still to be added.
     """
-    if _kernels_for(x) and _is_ready(conv, x):
-        return F.conv2d(x, conv.weight, None, conv.stride, conv.padding), conv.bias
+    if _kernels_for(x) and (weight := _usable_weight(conv, x)) is not None:
+        return F.conv2d(x, weight, None, conv.stride, conv.padding), conv.bias
     return conv(x), None
 
 
 def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """A 1x1 convolution of tokens (N, tokens, C) -> (N, tokens, C'), as the matrix product that it is."""
-    if _is_ready(conv, x):
-        return F.linear(x, conv.weight.flatten(1), conv.bias)
+    if (weight := _usable_weight(conv, x)) is not None:
+        return F.linear(x, weight.flatten(1), conv.bias)
     return conv(x.mT[..., None])[..., 0].mT
 
 
-def _is_ready(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a layer's weights can be used directly: a host may keep them on another device or in another type."""
-    return layer.weight.device == x.device and layer.weight.dtype == x.dtype
+def _usable_weight(layer: nn.Conv2d, x: Tensor) -> Tensor | None:
+    """A layer's weight, or None where the layer itself must be called: a host may keep its weights on another device or
+    in another type. Taken once, because a weight that is stored in fp8 is cast each time."""
+    weight = layer.weight
+    return weight if weight.device == x.device and weight.dtype == x.dtype else None
 
 
 def add(x: Tensor, delta: Tensor, bias: Tensor | None) -> Tensor:
@@ -187,8 +189,9 @@ def upsample_conv2d(conv: nn.Conv2d, x: Tensor, size: tuple[int, int]) -> Tensor
         size: (height, width) of the result: twice that of x, or one less.
     """
     kernels = _kernels_for(x)
-    if kernels and _is_ready(conv, x) and size == (2 * x.shape[-2], 2 * x.shape[-1]):
-        y = F.conv2d(x, kernels.fold_corners(conv.weight), padding=1)
+    is_doubled = size == (2 * x.shape[-2], 2 * x.shape[-1])
+    if kernels and is_doubled and (weight := _usable_weight(conv, x)) is not None:
+        y = F.conv2d(x, kernels.fold_corners(weight), padding=1)
         return kernels.interleave(y, conv.bias)
     return conv(F.interpolate(x, size=size, mode="nearest"))
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("diffusers", reason="the standalone pipeline needs diffusers")
 
@@ -18,8 +19,12 @@ def first_frames(name: str) -> np.ndarray:
         return np.stack([frame.pixels for frame, _ in zip(video, range(FRAMES), strict=False)])
 
 
-def test_the_portrait_moves_as_it_should():
-    pipeline, portrait = Pipeline.load(find_weights(MINIATURE), "cpu"), read_picture(EXAMPLE / "portrait.png")
+@pytest.mark.parametrize("dtype", ["auto", "fp8"])
+def test_the_portrait_moves_as_it_should(dtype: str):
+    pipeline, portrait = Pipeline.load(find_weights(MINIATURE), "cpu", dtype), read_picture(EXAMPLE / "portrait.png")
+    assert pipeline.denoising_unet.mid_block.resnets[0].conv1.weight.dtype == torch.float32
+    stored = [x for x in pipeline.denoising_unet.parameters() if x.dtype == torch.float8_e4m3fn]
+    assert bool(stored) == (dtype == "fp8")
     frames = pipeline.animate(pipeline.encode_reference(portrait), first_frames("driving.mp4"))
     answer = first_frames("right_answer.mp4").astype(float)
     found, unmoved = (((x - answer) ** 2).mean() for x in (np.concatenate(list(frames)), portrait))

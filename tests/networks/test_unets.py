@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from personalive_core.config import UNetConfig
 from personalive_core.networks.denoising_unet import DenoisingUNet
+from personalive_core.networks.fp8 import store_in_fp8
 from personalive_core.networks.reference_unet import ReferenceUNet
 from personalive_core.networks.spatial import SpatialBlock
 from seeded import normal
-from tiny import UNET, error, manifest, state_dict_shapes, unet_errors, unets
+from tiny import UNET, error, make_unets, manifest, state_dict_shapes, unet_errors, unets
 
 
 def test_tiny_golden():
@@ -23,6 +24,34 @@ def test_tiny_golden():
 def test_full_golden():
     torch.set_num_threads(os.cpu_count())
     assert max(unet_errors("unets_full", UNetConfig()).values()) < 1e-5
+
+
+def test_tiny_golden_with_weights_in_fp8():
+    assert max(unet_errors("unets_tiny", UNET, fp8=True).values()) < 3e-2
+
+
+@pytest.mark.slow
+def test_full_golden_with_weights_in_fp8():
+    torch.set_num_threads(os.cpu_count())
+    assert max(unet_errors("unets_full", UNetConfig(), fp8=True).values()) < 3e-2
+
+
+def test_fp8_stores_three_quarters_of_the_weights_and_keeps_the_rest():
+    """One byte a weight and two bytes a channel. What stays is the same object, with the same numbers."""
+    for network in make_unets(UNET):
+        network.half()
+        before = {name: x.clone() for name, x in network.named_parameters()}
+        store_in_fp8(network)
+        after = dict(network.named_parameters())
+        stored = {name.replace("parametrizations.weight.original", "weight") for name in after.keys() - before.keys()}
+        assert stored == before.keys() - after.keys()
+        share = sum(before[name].numel() for name in stored) / sum(x.numel() for x in before.values())
+        assert 0.7 < share < 0.8
+        for name in stored:
+            layer = network.get_submodule(name.removesuffix(".weight"))
+            assert layer.parametrizations.weight.original.dtype == torch.float8_e4m3fn
+            assert layer.weight.dtype == torch.float16 and error(layer.weight, before[name]) < 3e-2
+        assert all(torch.equal(after[name], before[name]) for name in before.keys() - stored)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
