@@ -8,9 +8,10 @@ import comfy.model_management
 import comfy.ops
 from torch import Tensor, nn
 
+from ..personalive_core import memory
 from ..personalive_core.device import to_device
 from ..personalive_core.networks.vae_decoder import VAEDecoder
-from . import compat, memory
+from . import compat
 
 BATCH = 2  # frames; larger batches take more memory and are hardly faster
 

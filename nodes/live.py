@@ -17,6 +17,7 @@ from comfy_execution.graph import ExecutionBlocker
 from server import PromptServer
 from torch import Tensor
 
+from ..personalive_core import memory
 from ..personalive_core.config import PIXELS_PER_LATENT
 from ..personalive_core.framing.driving_crop import DrivingCropSettings
 from ..personalive_core.live.model import EncodedPortrait, NetworksModel, Report
@@ -32,7 +33,7 @@ from ..personalive_core.sampling.reference import reference_features
 from ..personalive_core.sampling.schedule import Schedule
 from ..personalive_core.sampling.stream import Stream
 from ..personalive_core.sampling.window import Denoiser
-from . import compat, convert, decode, memory
+from . import compat, convert, decode
 from .adjust import strength_inputs
 from .load import ModelType, PersonaLiveModel
 from .motion import MotionType, NodeMotion

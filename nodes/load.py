@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor, nn
 
+from ..personalive_core import memory
 from ..personalive_core.config import ModelConfig
 from ..personalive_core.errors import InputError
 from ..personalive_core.networks.denoising_unet import DenoisingUNet
@@ -19,7 +20,7 @@ from ..personalive_core.networks.reference_unet import ReferenceUNet
 from ..personalive_core.networks.spatial import UNet
 from ..personalive_core.weights.find import WeightFiles
 from ..personalive_core.weights.load import checked_state_dict, meta_networks, network_dtype
-from . import compat, memory
+from . import compat
 from .unet import UNetModel, UNetPatcher
 from .weights import OFFICIAL, checkpoint_files, fingerprint, require, set_fingerprint, weight_sets
 

@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from einops import rearrange
 from PIL import Image, ImageOps
 
+from ..personalive_core import memory
 from ..personalive_core.errors import InputError
 from ..personalive_core.media.contact_sheet import BORDER, HELD, ContactSheet
 from ..personalive_core.motion.extraction import DrivingFrame, driving_frames, extract_motions, trim_frames
@@ -21,7 +22,7 @@ from ..personalive_core.motion.hold import describe_held
 from ..personalive_core.motion.keypoints import crop_faces, draw_keypoint_map, transform_keypoints
 from ..personalive_core.motion.motion import Motion, MotionRecord
 from ..personalive_core.motion.performance import MAX_FRAME_RATE, Adjustment, Performance, trim
-from . import compat, convert, memory
+from . import compat, convert
 from .driving import open_driving, to_rate
 from .driving_crop import CropSettings, CropSettingsType
 from .load import ModelType, PersonaLiveModel

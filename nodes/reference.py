@@ -7,13 +7,14 @@ import comfy.model_management
 import numpy as np
 from comfy_api.latest import io
 
+from ..personalive_core import memory
 from ..personalive_core.config import MAX_SIDE, MIN_SIDE, PIXELS_PER_LATENT
 from ..personalive_core.device import to_pixels
 from ..personalive_core.errors import InputError
 from ..personalive_core.media.pictures import fit_picture
 from ..personalive_core.sampling.reference import Reference, check_size, encode_reference
 from ..personalive_core.weights.find import MINIATURE
-from . import compat, convert, memory
+from . import compat, convert
 from .load import ModelType, PersonaLiveModel
 from .say import say, say_first
 

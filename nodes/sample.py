@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..personalive_core import memory
 from ..personalive_core.config import CHUNK, PIXELS_PER_LATENT, WARM_UP
 from ..personalive_core.motion.performance import Strength
 from ..personalive_core.networks.reference_unet import ReferenceFeatures
@@ -18,7 +19,7 @@ from ..personalive_core.sampling.keyframes import MAX_KEYFRAMES, KeyframeSetting
 from ..personalive_core.sampling.schedule import Schedule
 from ..personalive_core.sampling.stream import Stream
 from ..personalive_core.sampling.window import Denoiser
-from . import compat, convert, memory
+from . import compat, convert
 from .load import ModelType, PersonaLiveModel
 from .motion import MotionType, NodeMotion
 from .reference import NodeReference, ReferenceType

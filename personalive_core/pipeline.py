@@ -17,6 +17,7 @@ from transformers import CLIPVisionModelWithProjection
 from .config import LATENT_SCALE
 from .device import pick_device, pick_dtype, resize, to_pixels
 from .errors import InputError
+from .memory import Budget
 from .motion.extraction import DrivingFrame, extract_motion, extract_motions
 from .motion.motion import Motion
 from .motion.performance import PUBLISHED, Strength
@@ -28,6 +29,7 @@ from .networks.pose_guider import PoseGuider
 from .networks.reference_unet import ReferenceFeatures, ReferenceUNet
 from .networks.spatial import UNet
 from .networks.vae_decoder import VAEDecoder
+from .sampling.block_streaming import SLOTS, CudaCopies, stream_blocks
 from .sampling.cuda import (
     DecodedFrames,
     GraphedNetwork,
@@ -38,6 +40,7 @@ from .sampling.cuda import (
     one_behind,
     onload,
     side_stream,
+    usable_memory,
     waiting_bytes,
 )
 from .sampling.keyframes import KeyframeSettings
@@ -70,6 +73,8 @@ class Pipeline:
     decoder: "VAEDecoder | TinyDecoder"
     image_encoder: CLIPVisionModelWithProjection
     device: torch.device
+    placement: str = field(default="", init=False)  # what `fit` decided, as a sentence
+    is_streamed: bool = field(default=False, init=False)  # whether blocks of the denoising UNet come and go
     motion_stream: torch.cuda.Stream | None = field(init=False)
     decoder_stream: torch.cuda.Stream | None = field(init=False)
 
@@ -84,6 +89,7 @@ class Pipeline:
         dtype: str = "auto",
         small_decoder: Path | None = None,
         report: Callable[[str, float], None] = lambda name, done: None,
+        budget: Budget | None = None,
     ) -> "Pipeline":
         """Loads all networks.
 
@@ -93,19 +99,23 @@ class Pipeline:
             dtype: "auto", "fp32", "fp16", "bf16", or "fp8" for UNets whose weights are stored in 8 bits.
             small_decoder: Folder of an AutoencoderTiny that makes the frames in place of the VAE.
             report: Gets the name of each network before it is loaded, and the fraction that is done.
+            budget: See `fit`; None needs a device on which the denoising UNet fits. Only CUDA devices have one.
 
         Raises:
-            InputError: A file is missing or not what it should be, or the device cannot be used.
+            InputError: A file is missing or not what it should be, or the device cannot be used or is too small.
         """
         target = pick_device(device)
         precision = pick_dtype(dtype, target)
+        if target.type != "cuda":
+            budget = None
         weights.require()
         networks, config = dict[str, Any](), weights.config
         metas = meta_networks(config)
         for i, (name, network) in enumerate(metas.items()):
             report(name, i / (len(metas) + 2))
             network = load_network(network, weights.paths(name))
-            networks[name] = place(name, network, target, precision, fp8=dtype == "fp8")
+            waits = name == "reference_unet" or (name == "denoising_unet" and budget is not None)
+            networks[name] = place(name, network, target, precision, waits=waits, fp8=dtype == "fp8")
         report("vae", len(metas) / (len(metas) + 2))
         latents = dict(latent_channels=config.unet.latent_channels)
         vae = _load(AutoencoderKL, weights.vae, precision, latents)
@@ -116,7 +126,44 @@ class Pipeline:
         report("image_encoder", (len(metas) + 1) / (len(metas) + 2))
         embeds = dict(projection_dim=config.unet.image_embeds_width)
         image_encoder = _load(CLIPVisionModelWithProjection, weights.image_encoder, precision, embeds)
-        return cls(**networks, vae=vae, decoder=decoder, image_encoder=image_encoder, device=target)
+        pipeline = cls(**networks, vae=vae, decoder=decoder, image_encoder=image_encoder, device=target)
+        if budget:
+            pipeline.fit(budget)
+        return pipeline
+
+    def fit(self, budget: Budget) -> None:
+        """Brings the denoising UNet to the device: the whole of it, or as much as fits beside what a video needs.
+
+        The rest waits in pinned memory and comes block by block, ahead of its use. Then there are no CUDA graphs, and
+        everything runs on one stream, so that one thing after the other can use the same memory.
+
+        Raises:
+            InputError: The device is too small even so.
+        """
+        unet, dtype = self.denoising_unet, self.denoising_unet.get_dtype()
+        waiting = max(waiting_bytes(self.device, x) for x in (self.reference_unet, self.vae, self.image_encoder))
+        free, size = usable_memory(self.device, budget.gigabytes), waiting_bytes(self.device, unet)
+        blocks = unet.blocks()
+        sizes = [sum(x.nbytes for x in parameters) for _, parameters in blocks]
+        least = budget.streamed(dtype, waiting) + size - sum(sizes) + SLOTS * max(sizes)
+        there = f"{free / 1e9:.1f} GB of GPU memory can be used"
+        if size + budget.whole(dtype, waiting) <= free:
+            unet.to(self.device)
+            self.placement = f"{there}: the denoising UNet stays there"
+        elif least <= free:
+            stream_blocks(unet, blocks, free - least, self.device, CudaCopies(self.device))
+            self.is_streamed, self.motion_stream, self.decoder_stream = True, None, None
+            stays = min(1.0, (free - least) / sum(sizes))
+            how = "it works without CUDA graphs"
+            if stays < 1:
+                how = f"{stays:.0%} of it stays there, and each window copies the rest"
+            whole = size + budget.whole(dtype, waiting)
+            self.placement = f"{there}, and the denoising UNet and its work take {whole / 1e9:.1f}: {how}"
+        else:
+            raise InputError(
+                f"{there} for networks that take {least / 1e9:.1f} GB more at {budget.width} x {budget.height}: use a "
+                "smaller -W and -H, or --dtype fp8."
+            )
 
     @contextmanager
     def onload(self, spare: int = 2 * 2**30) -> Iterator[bool]:
@@ -184,13 +231,16 @@ class Pipeline:
         keyframes = keyframes or KeyframeSettings()
         return Stream(
             reference,
-            denoiser=Denoiser(self.denoising_unet, Schedule(steps), keyframes.limit, capture=can_capture(self.device)),
+            denoiser=Denoiser(self.denoising_unet, Schedule(steps), keyframes.limit, capture=self._can_capture()),
             reference_unet=self._reference_features,
             pose_guider=self.pose_guider,
             keyframes=keyframes,
             device=self.device,
             strength=strength,
         )
+
+    def _can_capture(self) -> bool:
+        return can_capture(self.device) and not self.is_streamed
 
     def _reference_features(self, latents: Tensor, image_embeds: Tensor) -> ReferenceFeatures:
         with onload(self.device, self.reference_unet):
@@ -333,10 +383,18 @@ def decoder_of(vae: AutoencoderKL) -> VAEDecoder:
     return decoder.eval().requires_grad_(False)
 
 
-def place(name: str, network: torch.nn.Module, device: torch.device, dtype: torch.dtype, *, fp8: bool = False) -> Any:
-    """A network of the pipeline where it works or waits, channels-last as is fastest; the motion networks as CUDA
-    graphs where there are any; the weights of UNets in fp8 if asked."""
-    home = torch.device("cpu") if name == "reference_unet" else device
+def place(
+    name: str,
+    network: torch.nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    waits: bool = False,
+    fp8: bool = False,
+) -> Any:
+    """A network of the pipeline where it works, or on the CPU if it waits, channels-last as is fastest; the motion
+    networks as CUDA graphs where there are any; the weights of UNets in fp8 if asked."""
+    home = torch.device("cpu") if waits else device
     if fp8 and isinstance(network, UNet):
         network.to(network_dtype(name, dtype))
         store_in_fp8(network)  # where it is, so that a small device need not hold it in half precision

@@ -9,7 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from personalive_core.device import pick_dtype
 from personalive_core.errors import InputError
+from personalive_core.memory import Budget
 from personalive_core.sampling.cuda import onload, waiting_bytes
+from personalive_core.weights.load import meta_networks
 from tiny import tiny_pipeline
 
 
@@ -91,3 +93,61 @@ def test_a_device_without_fp8_is_one_sentence():
     assert pick_dtype("fp8", torch.device("cpu")) == torch.float32
     with NoFP8(), pytest.raises(InputError, match=r"cpu cannot hold weights in fp8 \(Trying.*: try --dtype fp16"):
         pick_dtype("fp8", torch.device("cpu"))
+
+
+SMALL = Budget(128, 128, keyframes=3)
+
+
+def fitted(monkeypatch: pytest.MonkeyPatch, free: int, budget: Budget = SMALL):
+    """The pipeline of a device with so many free bytes, after `fit`. The meta device stands in for a GPU."""
+    monkeypatch.setattr("personalive_core.pipeline.usable_memory", lambda device, gigabytes: free)
+    monkeypatch.setattr("personalive_core.pipeline.CudaCopies", lambda device: None)
+    pipeline = replace(tiny_pipeline(), device=torch.device("meta"))
+    pipeline.fit(budget)
+    return pipeline
+
+
+def test_what_fits_of_the_denoising_unet_stays_on_the_device(monkeypatch: pytest.MonkeyPatch):
+    """All of it; all of it, without what CUDA graphs hold; a part; or an error that says how much is needed."""
+    meta, unet = torch.device("meta"), tiny_pipeline().denoising_unet
+    size, blocks = waiting_bytes(meta, unet), [sum(x.nbytes for x in own) for _, own in unet.blocks()]
+    parts = tiny_pipeline()
+    largest = max(waiting_bytes(meta, x) for x in (parts.reference_unet, parts.vae, parts.image_encoder))
+    whole = size + SMALL.whole(torch.float32, largest)
+    least = SMALL.streamed(torch.float32, largest) + size - sum(blocks) + 2 * max(blocks)
+    assert least < least + sum(blocks) < whole
+
+    pipeline = fitted(monkeypatch, whole)
+    assert not pipeline.is_streamed and pipeline.placement.endswith("stays there")
+    assert waiting_bytes(meta, pipeline.denoising_unet) == 0
+
+    pipeline = fitted(monkeypatch, whole - 1)
+    assert pipeline.is_streamed and pipeline.placement.endswith("it works without CUDA graphs")
+    assert waiting_bytes(meta, pipeline.denoising_unet) == 0
+
+    for kept in (0, sum(blocks) // 2):
+        pipeline = fitted(monkeypatch, least + kept)
+        waits = waiting_bytes(meta, pipeline.denoising_unet)
+        assert 0 <= waits - (sum(blocks) - kept) <= max(blocks)
+        assert f": {kept / sum(blocks):.0%} of it stays there, and each window copies the rest" in pipeline.placement
+        assert pipeline.decoder_stream is None and not pipeline._can_capture()
+
+    with pytest.raises(InputError, match=r"GB more at 128 x 128: use a smaller -W and -H, or --dtype fp8"):
+        fitted(monkeypatch, least - 1)
+
+
+def test_the_sums_are_near_the_measured_peaks():
+    """Of docs/memory.md, in 10^9 bytes: the published sizes at 512 x 512 in fp16."""
+    weights = {name: sum(x.numel() for x in network.parameters()) * 2 for name, network in meta_networks().items()}
+    there = sum(weights.values()) - weights["reference_unet"] + 49_490_199 * 2 + weights["motion_extractor"]
+    for keyframes, peak in ((0, 7.53e9), (3, 9.11e9)):
+        found = there + Budget(512, 512, keyframes).whole(torch.float16, weights["reference_unet"])
+        assert found == pytest.approx(peak, rel=0.05)
+    least = Budget(512, 512, 3).streamed(torch.float16, weights["reference_unet"])
+    assert there - weights["denoising_unet"] + least < 5e9
+
+
+def test_memory_grows_with_the_picture_and_with_keyframes():
+    sums = [Budget(*size).whole(torch.float16, 10**9) for size in ((256, 256, 0), (512, 512, 0), (512, 512, 3))]
+    assert sums == sorted(sums)
+    assert Budget(512, 512, 3).streamed(torch.float16, 10**9) < sums[-1]

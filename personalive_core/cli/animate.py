@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..device import pick_device, pick_dtype
 from ..errors import InputError
 from ..media.video_writer import VideoWriter, find_partial
+from ..memory import Budget
 from ..motion.extraction import driving_frames
 from ..motion.motion import Motion, MotionRecord
 from ..motion.performance import Adjustment, Performance
@@ -31,7 +32,7 @@ from ..weights.find import find_weights
 from .crop_options import CropOptions, DrivingOptions, add_crop_options, refuse_idle
 from .download import fetch
 from .motion_options import Recorder, add_motion_options, adjustment_of, open_driver
-from .options import SIZES, add_device_options, add_small_decoder_option, small_decoder
+from .options import SIZES, add_device_options, add_small_decoder_option, add_vram_option, small_decoder, vram
 from .outputs import Checkpoint, check_outputs, stopped_by_signals
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     animate.add_argument("--seed", type=int, default=42, metavar="N", help="the same seed starts from the same noise")
     animate.add_argument("--download", action="store_true", help="fetch missing weights first")
     add_device_options(animate)
+    add_vram_option(animate)
     add_small_decoder_option(animate)
     add_crop_options(animate)
     add_motion_options(animate)
@@ -105,7 +107,17 @@ def load_pipeline(options: argparse.Namespace) -> "Pipeline":
     if options.download:
         fetch(options.weights)
     decoder = small_decoder(options)
-    return Pipeline.load(find_weights(options.weights), options.device, options.dtype, decoder)
+    limit = vram(options, pick_device(options.device))
+    pipeline = Pipeline.load(
+        find_weights(options.weights),
+        options.device,
+        options.dtype,
+        decoder,
+        budget=Budget(options.width, options.height, options.keyframes, limit),
+    )
+    if pipeline.placement:
+        print(pipeline.placement, file=sys.stderr)
+    return pipeline
 
 
 def extract(options: argparse.Namespace, pipeline: "Pipeline") -> Extracted:
@@ -161,7 +173,9 @@ def animate_file(
         InputError: As `run`.
     """
     adjustment = check_options(options)
-    pick_dtype(options.dtype, pick_device(options.device))
+    device = pick_device(options.device)
+    pick_dtype(options.dtype, device)
+    vram(options, device)
     inputs = {
         "--ref-image": options.ref_image,
         "--driving-video": options.driving_video,
@@ -275,7 +289,18 @@ def animate_file(
 
 def settings_of(options: argparse.Namespace, inputs: list[Path]) -> dict[str, str]:
     """What a run that goes on must have in common with the one before: options, and the sizes of the input files."""
-    free = {"run", "verbose", "output", "overwrite", "resume", "download", "save_motion", "sheet", "crop_preview"}
+    free = {
+        "run",
+        "verbose",
+        "output",
+        "overwrite",
+        "resume",
+        "download",
+        "save_motion",
+        "sheet",
+        "crop_preview",
+        "vram",
+    }
     same = {f"--{name.replace('_', '-')}": str(value) for name, value in vars(options).items() if name not in free}
     return same | {f"a {path.name} of": f"{path.stat().st_size} bytes" for path in inputs if path.is_file()}
 

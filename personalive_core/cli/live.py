@@ -24,11 +24,13 @@ from ..live.session import LiveSession, LiveSettings, State
 from ..live.tokens import load_tokens, state_folder
 from ..media.pictures import fit_picture, read_picture
 from ..media.video_reader import VideoReader
+from ..memory import Budget
+from ..sampling.keyframes import KeyframeSettings
 from ..sampling.reference import check_size
 from ..weights import hub
 from ..weights.find import EXAMPLE, MINIATURE, find_weights
 from .crop_options import open_detector
-from .options import SIZES, add_device_options, add_small_decoder_option, small_decoder
+from .options import SIZES, add_device_options, add_small_decoder_option, add_vram_option, small_decoder, vram
 
 if TYPE_CHECKING:
     from ..live.server import LiveServer
@@ -56,6 +58,7 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     live.add_argument("--tls-key", type=Path, metavar="FILE", help="its key (PEM)")
     live.add_argument("--download", action="store_true", help="fetch missing weights first")
     add_device_options(live)
+    add_vram_option(live)
     live.set_defaults(run=run)
 
 
@@ -83,7 +86,9 @@ def run(options: argparse.Namespace) -> None:
     if options.demo:
         options.size = "{1}x{0}".format(*portrait.shape)
     size = _size(options.size)
-    pick_dtype(options.dtype, pick_device(options.device))
+    device = pick_device(options.device)
+    pick_dtype(options.dtype, device)
+    vram(options, device)
     if options.video:
         VideoReader(options.video).close()
     context = _tls(options)
@@ -263,7 +268,11 @@ def _loader(options: argparse.Namespace, size: tuple[int, int]) -> Callable[[Rep
             hub.download(options.weights, missing, progress)
         decoder = small_decoder(options, progress)
         detector = open_detector(options) if options.detector else None
-        pipeline = Pipeline.load(find_weights(options.weights), options.device, options.dtype, decoder, report)
+        budget = Budget(*size, KeyframeSettings().limit, vram(options, pick_device(options.device)))
+        weights = find_weights(options.weights)
+        pipeline = Pipeline.load(weights, options.device, options.dtype, decoder, report, budget)
+        if pipeline.placement:
+            print(pipeline.placement)
 
         def fit(picture: np.ndarray) -> np.ndarray:
             if not options.crop:

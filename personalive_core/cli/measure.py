@@ -112,7 +112,7 @@ def fill_randomly(network: nn.Module, device: torch.device) -> nn.Module:
 def make_pipeline(device: torch.device, dtype: torch.dtype, decoder: str, fp8: bool) -> Pipeline:
     """All networks at full size, with random weights."""
     networks: dict[str, Any] = {
-        name: place(name, fill_randomly(network, device), device, dtype, fp8=fp8)
+        name: place(name, fill_randomly(network, device), device, dtype, waits=name == "reference_unet", fp8=fp8)
         for name, network in meta_networks(ModelConfig()).items()
     }
     with torch.device("meta"):

@@ -1,9 +1,13 @@
 """What the commands' options share."""
 
 import argparse
+import re
 from pathlib import Path
 
+import torch
+
 from ..config import MAX_SIDE, MIN_SIDE, PIXELS_PER_LATENT
+from ..errors import InputError
 from ..weights import hub
 
 SIZES = f"a multiple of {PIXELS_PER_LATENT} from {MIN_SIDE} to {MAX_SIDE}"
@@ -25,6 +29,25 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         help="precision of the networks; auto is fp16 on a GPU, but fp32 on a CPU and on GPUs where fp16 is slow or "
         "overflows; fp8 computes as auto does, with most weights stored in 8 bits",
     )
+
+
+def add_vram_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vram", default="auto", metavar="GB", help="GPU memory to use at most; auto is what is free")
+
+
+def vram(options: argparse.Namespace, device: torch.device) -> float | None:
+    """How many GB (10^9 bytes) of GPU memory may be used; None for what is free.
+
+    Raises:
+        InputError: It is no such number, or the device has no memory that can be limited.
+    """
+    if options.vram == "auto":
+        return None
+    if not re.fullmatch(r"\d+(\.\d+)?", options.vram) or not 1 <= float(options.vram) <= 1000:
+        raise InputError(f"--vram is {options.vram!r}: give a number of GB from 1 to 1000, or auto.")
+    if device.type != "cuda":
+        raise InputError(f"--vram is for CUDA GPUs, and the device is {device}: leave it out.")
+    return float(options.vram)
 
 
 def add_small_decoder_option(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from .animate import Extracted, animate_file, extract, load_pipeline, settings_o
 from .crop_options import CropOptions
 from .outputs import Checkpoint
 
-PIPELINE = ("weights", "device", "dtype", "small_decoder")
+PIPELINE = ("weights", "device", "dtype", "small_decoder", "vram")
 CROP = ("detector", "face", "margin", "vertical_offset")
 DRIVING = ("driving_video", "start", "max_frames", "mirror", "no_hold", "crop_driving", *CROP, *PIPELINE)
 PORTRAIT = ("ref_image", "crop", "refine", "width", "height", *CROP, *PIPELINE)

@@ -73,6 +73,25 @@ class DenoisingUNet(UNet):
     def _keys_values(self, features: ReferenceFeatures) -> dict[str, KeysValues]:
         return {path: block.attn1.keys_values(features[path]) for path, block in self._spatial_blocks()}
 
+    def blocks(self) -> list[tuple[nn.Module, list[nn.Parameter]]]:
+        """The modules that `forward` calls, in this order, and of each the parameters that nothing else uses: without
+        those of `condition`."""
+        down = [(level, list(level.downsamplers)) for level in self.down_blocks]
+        up = [(level, list(level.upsamplers)) for level in self.up_blocks]
+        modules: list[nn.Module] = []
+        for level, samplers in (*down, (self.mid_block, []), *up):
+            layers = (level.resnets, level.attentions, level.motion_modules, level.temporal_modules)
+            for j in range(len(level.resnets)):
+                modules += [kind[j] for kind in layers if j < len(kind)]
+            modules += samplers
+        kept = {
+            id(x)
+            for _, block in self._spatial_blocks()
+            for module in (block.attn1.to_qkv, block.attn2)
+            for x in module.parameters()
+        }
+        return [(module, [x for x in module.parameters() if id(x) not in kept]) for module in modules]
+
     def forward(
         self,
         latents: Tensor,

@@ -141,6 +141,16 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0]
 
 
+def usable_memory(device: torch.device, gigabytes: float | None = None) -> int:
+    """Bytes that this process can still take on a CUDA device, of so many (10^9 bytes) in all; None sets no limit."""
+    free = free_memory(device)
+    if gigabytes is None:
+        return free
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 1e9 * gigabytes / total), device)
+    return min(free, int(1e9 * gigabytes) - torch.cuda.memory_reserved(device))
+
+
 @contextmanager
 def onload(device: torch.device, *networks: nn.Module) -> Iterator[None]:
     """Keeps networks that wait on the CPU on the device for as long as the context lasts.
