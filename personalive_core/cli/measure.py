@@ -109,7 +109,7 @@ def fill_randomly(network: nn.Module, device: torch.device) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def make_pipeline(device: torch.device, dtype: torch.dtype, decoder: str, fp8: bool) -> Pipeline:
+def make_pipeline(device: torch.device, dtype: torch.dtype, decoder: str, fp8: bool = False) -> Pipeline:
     """All networks at full size, with random weights."""
     networks: dict[str, Any] = {
         name: place(name, fill_randomly(network, device), device, dtype, waits=name == "reference_unet", fp8=fp8)

@@ -52,6 +52,10 @@ ROOT = Path(__file__).parents[2]
         (["--crop", "--margin", "nan"], "the margin is nan"),
         (["--paste-back", "--feather", "nan"], "feather is nan"),
         (["--device", "meta"], "device meta cannot be used here"),
+        (["--device", "cpu", "--vram", "6"], "--vram is for CUDA GPUs, and the device is cpu: leave it out"),
+        (["--vram", "0"], "--vram is '0': give a number of GB from 1 to 1000, or auto"),
+        (["--vram", "8 GB"], "--vram is '8 GB'"),
+        (["--vram", "nan"], "--vram is 'nan'"),
         (["--weights", "w" * 300], "10 weight files are not in"),
     ],
 )
