@@ -69,8 +69,7 @@ def run(options: argparse.Namespace) -> None:
     if todo:
         if options.download:
             animate.fetch(options.weights)
-        with stopped_by_signals():
-            _run(options, todo, report)
+        _run(options, todo, report)
     report.end()
     if report.failures:
         raise InputError(f"{report.failures} of {len(jobs)} videos could not be made; the reasons are above.")
@@ -89,7 +88,8 @@ def _run(options: argparse.Namespace, jobs: list[Job], report: "_Report") -> Non
         report.begin(cluster)
         hire = partial(hiring(AnimateWorker, cluster), jobs[0].options, threads(cluster.workers))
         try:
-            Batch(jobs, hire, cluster.workers, report.finished, report.watch).run()
+            with stopped_by_signals():  # Ray has set handlers of its own
+                Batch(jobs, hire, cluster.workers, report.finished, report.watch).run()
         except KeyboardInterrupt:
             print("the same command makes what is missing, and goes on with what was under way", file=sys.stderr)
             raise

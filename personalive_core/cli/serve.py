@@ -52,9 +52,10 @@ def run(options: argparse.Namespace) -> None:
         fetch(options.weights)
     if options.address is None:  # else they are on the nodes
         find_weights(options.weights).require()
-    with stopped_by_signals(), connected(options.address, options.gpus, options.workers) as cluster:
+    with connected(options.address, options.gpus, options.workers) as cluster:
         try:
-            serve(options, cluster)
+            with stopped_by_signals():  # Ray has set handlers of its own
+                serve(options, cluster)
         except KeyboardInterrupt:  # its ordinary end
             print("stopping")
 
