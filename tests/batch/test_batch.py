@@ -35,6 +35,7 @@ def mortal(monkeypatch):
     monkeypatch.setattr(worker, "AnimateWorker", MortalWorker)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray", "mortal")
 def test_two_workers_six_jobs_one_bad_and_one_kill(tmp_path, capsys):
     portrait, other, bad = EXAMPLE / "portrait.png", tmp_path / "other.png", tmp_path / "bad.png"
