@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..media.video_reader import VideoReader
 from ..motion.motion_file import load_motion
 from . import animate
+from .download import fetch
 from .motion_options import Driver
 from .outputs import check_outputs, stopped_by_signals
 
@@ -67,13 +68,17 @@ def run(options: argparse.Namespace) -> None:
     todo = [job for _, job in jobs if not storage.exists(job.output)]
     report = (_Lines if options.json else _Bar)(len(jobs), len(jobs) - len(todo))
     if todo:
-        if options.download:
-            animate.fetch(options.weights)
-        with stopped_by_signals():
-            _run(options, todo, report)
+        fetch_here(options)
+        _run(options, todo, report)
     report.end()
     if report.failures:
         raise InputError(f"{report.failures} of {len(jobs)} videos could not be made; the reasons are above.")
+
+
+def fetch_here(options: argparse.Namespace) -> None:
+    """The weights, if that is asked for, with a bar; the workers of a cluster fetch what their nodes lack."""
+    if options.download and options.address is None:
+        fetch(options.weights)
 
 
 def check_cluster_options(options: argparse.Namespace) -> None:
@@ -89,7 +94,8 @@ def _run(options: argparse.Namespace, jobs: list[Job], report: "_Report") -> Non
         report.begin(cluster)
         hire = partial(hiring(AnimateWorker, cluster), jobs[0].options, threads(cluster.workers))
         try:
-            Batch(jobs, hire, cluster.workers, report.finished, report.watch).run()
+            with stopped_by_signals():  # Ray has set handlers of its own
+                Batch(jobs, hire, cluster.workers, report.finished, report.watch).run()
         except KeyboardInterrupt:
             print("the same command makes what is missing, and goes on with what was under way", file=sys.stderr)
             raise
@@ -105,14 +111,15 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def animate_parser(weights: Path, device: str) -> argparse.ArgumentParser:
-    """The options of `animate`; what is wrong with them is an InputError."""
+def animate_parser(options: argparse.Namespace) -> argparse.ArgumentParser:
+    """The options of `animate`, on these weights; what is wrong with them is an InputError."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--weights", type=Path, default=weights)
+    common.add_argument("--weights", type=Path)
     commands = _Parser().add_subparsers(parser_class=_Parser)
     animate.add_parser(commands, [common])
     parser = commands.choices["animate"]
-    parser.set_defaults(device=device)
+    device = "cpu" if options.gpus == 0 else "auto"
+    parser.set_defaults(weights=options.weights, device=device, download=options.download)
     return parser
 
 
@@ -121,7 +128,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[tuple[str, Job]]:
     folders = [path for path in (options.portraits, options.driving) if path]
     if len(folders) != (0 if options.jobs else 2):
         raise InputError("give a table of jobs, or --portraits and --driving, two folders.")
-    parser = animate_parser(options.weights, "cpu" if options.gpus == 0 else "auto")
+    parser = animate_parser(options)
     defaults = dict(_setting(text) for text in options.set or ())
     rows = read_table(options.jobs) if options.jobs else all_pairs(options.portraits, options.driving)
     for where, row in rows:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from argparse import Namespace
 
 import pytest
 
@@ -14,11 +15,12 @@ from personalive_core.errors import InputError
 from personalive_core.weights.find import EXAMPLE, MINIATURE
 
 INPUTS = {"ref-image": str(EXAMPLE / "portrait.png"), "driving-video": str(EXAMPLE / "driving.mp4")}
+OPTIONS = Namespace(weights=MINIATURE, gpus=0, download=False)
 LINE = {"portrait": INPUTS["ref-image"], "driving": INPUTS["driving-video"]}
 
 
 def job(folder="out", **cells):
-    return job_of(animate_parser(MINIATURE, "cpu"), INPUTS | {k.replace("_", "-"): v for k, v in cells.items()}, folder)
+    return job_of(animate_parser(OPTIONS), INPUTS | {k.replace("_", "-"): v for k, v in cells.items()}, folder)
 
 
 def test_both_kinds_of_table_say_the_same(tmp_path):
