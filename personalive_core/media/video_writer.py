@@ -263,16 +263,19 @@ class VideoWriter:
         if self._failure is not None:
             self._wait()
 
-    def append(self, path: Path) -> None:
+    def append(self, path: Path) -> int:
         """Add the frames of a finished video that a writer with these settings made; they are not coded again.
 
         The first of them is shown when the last video that was added ends.
+
+        Returns:
+            How many they are.
 
         Raises:
             InputError: The disk is full.
         """
         assert self._partial is not None
-        begin = self._last_end or Fraction(0)
+        begin, before = self._last_end or Fraction(0), self._count
         with self._disk_errors(), av.open(str(path)) as source:
             packets = (packet for packet in source.demux(video=0) if packet.size)
             while part := list(islice(packets, SEGMENT)):
@@ -287,6 +290,7 @@ class VideoWriter:
                 fragments.mux(part)
                 fragments.close()
                 self._count += len(part)
+        return self._count - before
 
     def _encode_all(self) -> None:
         """The encoder's thread. After a failure it only empties the queue, so that `write` never waits for room."""
