@@ -55,7 +55,8 @@ def animate_in_pieces(options: Namespace, output: Path) -> None:
     try:
         (_make_at_once if devices > 1 else _make_in_turn)(pieces)
     except BaseException:
-        print("the same command goes on with the pieces that are done", file=sys.stderr)
+        if any(Path(job.output).is_file() for job in pieces.jobs):
+            print(f"pieces are done: the same command with -o {output} goes on from there", file=sys.stderr)
         raise
     if outcomes[0].failure:
         raise InputError(outcomes[0].failure)
