@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import torch
 from commands import RATE, animate
 
 from clips import write_source
@@ -35,7 +36,7 @@ def shows(frames: list[tuple], count: int) -> bool:
 class NumberedFrames:
     """A pipeline without networks: each frame has a brightness of its own."""
 
-    motion_extractor = device = None
+    motion_extractor, device = None, torch.device("cpu")
 
     def __init__(self) -> None:
         self.pieces: list[range] = []
