@@ -24,10 +24,11 @@ from . import animate
 from .download import fetch
 from .motion_options import Driver
 from .outputs import check_outputs, stopped_by_signals
+from .split import Pieces, pieces_that_pay
 
 INPUTS = ("ref_image", "driving_video", "motion")
 COLUMNS = {"portrait": "ref-image", "driving": "driving-video"}
-FORBIDDEN = {"device", "overwrite", "resume", "download", "help"}
+FORBIDDEN = {"device", "overwrite", "resume", "split", "download", "help"}
 JSON_EVERY = 5.0  # seconds
 
 
@@ -93,9 +94,11 @@ def _run(options: argparse.Namespace, jobs: list[Job], report: "_Report") -> Non
     with redirect_stdout(sys.stderr), connected(options.address, options.gpus, options.workers) as cluster:
         report.begin(cluster)
         hire = partial(hiring(AnimateWorker, cluster), jobs[0].options, threads(cluster.workers))
+        idle = cluster.workers // len(jobs)
+        pieces = Pieces(jobs, lambda job: pieces_that_pay(job, idle), report.finished)
         try:
             with stopped_by_signals():  # Ray has set handlers of its own
-                Batch(jobs, hire, cluster.workers, report.finished, report.watch).run()
+                Batch(pieces.jobs, hire, cluster.workers, pieces.finished, report.watch).run()
         except KeyboardInterrupt:
             print("the same command makes what is missing, and goes on with what was under way", file=sys.stderr)
             raise

@@ -19,6 +19,7 @@ from ..sampling.reference import Reference
 from .animate import Extracted, animate_file, extract, load_pipeline, settings_of
 from .crop_options import CropOptions
 from .outputs import Checkpoint
+from .split import animate_piece
 
 PIPELINE = ("weights", "device", "dtype", "small_decoder")
 CROP = ("detector", "face", "margin", "vertical_offset")
@@ -68,6 +69,10 @@ class AnimateWorker:
         pipeline = self._pipeline(options)
         options.output = storage.local_path(job.output) if storage.is_url(job.output) else Path(job.output)
         options.resume, options.overwrite = True, True
+        reference = portrait and _moved(portrait, pipeline.device)
+        if options.piece:
+            frames = animate_piece(options, options.output, pipeline, reference, performance, self._bar)
+            return frames, self._made
         _forget_other_settings(options)
         with ExitStack() as files:
             frames = animate_file(
@@ -75,7 +80,7 @@ class AnimateWorker:
                 options.output,
                 files,
                 pipeline=pipeline,
-                reference=portrait and _moved(portrait, pipeline.device),
+                reference=reference,
                 extracted=performance,
                 progress=self._bar,
             )
