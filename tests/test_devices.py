@@ -49,6 +49,7 @@ def test_animate(tmp_path, monkeypatch):
     assert frame.pixels.std() > 20
 
 
+@torch.inference_mode()
 def test_live(monkeypatch):
     """From a portrait and camera pictures to frames."""
     monkeypatch.setattr(model_module, "CHUNK", 1)  # pictures that the first run tries at most
