@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from ..device import pick_device
 from ..errors import InputError
 from ..media.video_writer import VideoWriter, find_partial
 from ..motion.extraction import driving_frames
@@ -31,7 +30,7 @@ from ..weights.find import find_weights
 from .crop_options import CropOptions, DrivingOptions, add_crop_options, refuse_idle
 from .download import fetch
 from .motion_options import Driver, Recorder, add_motion_options, adjustment_of, open_driver
-from .options import SIZES, add_device_options, add_small_decoder_option, small_decoder
+from .options import SIZES, add_device_options, add_small_decoder_option, arithmetic, small_decoder
 from .outputs import Checkpoint, check_outputs, stopped_by_signals
 
 if TYPE_CHECKING:
@@ -204,6 +203,7 @@ def animate_file(
         InputError: As `run`.
     """
     adjustment = check_options(options)
+    files.enter_context(arithmetic(options))
     checkpoint = Checkpoint(output, check_files(options, output))
     crop = CropOptions(options)
     earlier = find_partial(output)

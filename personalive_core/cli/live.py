@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..device import pick_device
 from ..errors import InputError
 from ..framing.crop import crop_portrait
 from ..live.model import LiveModel, Report
@@ -28,7 +27,7 @@ from ..sampling.reference import check_size
 from ..weights import hub
 from ..weights.find import EXAMPLE, MINIATURE, find_weights
 from .crop_options import open_detector
-from .options import SIZES, add_device_options, add_small_decoder_option, small_decoder
+from .options import SIZES, add_device_options, add_small_decoder_option, arithmetic, small_decoder
 
 if TYPE_CHECKING:
     from ..live.server import LiveServer
@@ -83,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
     if options.demo:
         options.size = "{1}x{0}".format(*portrait.shape)
     size = _size(options.size)
-    pick_device(options.device)
+    computing = arithmetic(options)
     if options.video:
         VideoReader(options.video).close()
     context = _tls(options)
@@ -99,7 +98,8 @@ def run(options: argparse.Namespace) -> None:
     if options.no_crop_driving:
         settings = replace(settings, crop=None)
     sessions = _Sessions(server, settings, portrait, size, _loader(options, size), options.video, loops=options.demo)
-    asyncio.run(_serve(options, server, sessions, context))
+    with computing:
+        asyncio.run(_serve(options, server, sessions, context))
 
 
 async def _serve(

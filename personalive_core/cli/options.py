@@ -1,9 +1,11 @@
 """What the commands' options share."""
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from ..config import MAX_SIDE, MIN_SIDE, PIXELS_PER_LATENT
+from ..device import fp16_accumulation, pick_device, pick_dtype
 from ..weights import hub
 
 SIZES = f"a multiple of {PIXELS_PER_LATENT} from {MIN_SIDE} to {MAX_SIDE}"
@@ -25,6 +27,19 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         help="precision of the networks; auto is fp16 on a GPU, but fp32 on a CPU and on GPUs where fp16 is slow or "
         "overflows",
     )
+    parser.add_argument(
+        "--fast", action="store_true", help="accumulate products in fp16: faster on GeForce cards, and less exact"
+    )
+
+
+def arithmetic(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """How the networks compute while the context lasts, by --fast.
+
+    Raises:
+        InputError: The device is not there, or --fast is not for it.
+    """
+    device = pick_device(options.device)
+    return fp16_accumulation(device, pick_dtype(options.dtype, device)) if options.fast else nullcontext()
 
 
 def add_small_decoder_option(parser: argparse.ArgumentParser) -> None:

@@ -18,10 +18,11 @@ from ..pipeline import Pipeline
 from ..sampling.reference import Reference
 from .animate import Extracted, animate_file, extract, load_pipeline, settings_of
 from .crop_options import CropOptions
+from .options import arithmetic
 from .outputs import Checkpoint
 from .split import animate_piece
 
-PIPELINE = ("weights", "device", "dtype", "small_decoder")
+PIPELINE = ("weights", "device", "dtype", "fast", "small_decoder")
 CROP = ("detector", "face", "margin", "vertical_offset")
 DRIVING = ("driving_video", "start", "max_frames", "mirror", "no_hold", "crop_driving", *CROP, *PIPELINE)
 PORTRAIT = ("ref_image", "crop", "refine", "width", "height", *CROP, *PIPELINE)
@@ -54,12 +55,14 @@ class AnimateWorker:
     def encode(self, job: Job) -> Reference:
         options = self._local(job)
         pipeline = self._pipeline(options)
-        picture = CropOptions(options).portrait(pipeline.motion_extractor, pipeline.device)
-        return _moved(pipeline.encode_reference(picture), torch.device("cpu"))
+        with arithmetic(options):
+            picture = CropOptions(options).portrait(pipeline.motion_extractor, pipeline.device)
+            return _moved(pipeline.encode_reference(picture), torch.device("cpu"))
 
     def extract(self, job: Job) -> Extracted:
         options = self._local(job)
-        return extract(options, self._pipeline(options))
+        with arithmetic(options):
+            return extract(options, self._pipeline(options))
 
     def animate(self, job: Job, portrait: Reference | None, performance: Extracted | None) -> tuple[int, int]:
         self._of_job = 0
