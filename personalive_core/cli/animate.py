@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from ..device import pick_device
 from ..errors import InputError
 from ..media.video_writer import VideoWriter, find_partial
 from ..motion.extraction import driving_frames

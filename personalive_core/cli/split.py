@@ -27,6 +27,7 @@ from ..sampling.split import lead_frames, split_motion
 from .animate import Extracted, check_files, check_options, extract, load_pipeline, performed, settings_of
 from .crop_options import CropOptions
 from .motion_options import open_driver
+from .options import arithmetic
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -66,13 +67,15 @@ def animate_in_pieces(options: Namespace, output: Path) -> None:
 
 def _make_in_turn(pieces: "Pieces") -> None:
     options = pieces.jobs[0].options
-    pipeline = load_pipeline(options)
-    reference = pipeline.encode_reference(CropOptions(options).portrait(pipeline.motion_extractor, pipeline.device))
-    extracted = None if options.motion else extract(options, pipeline)
-    for job in pieces.jobs:
-        if not Path(job.output).is_file():
-            animate_piece(job.options, Path(job.output), pipeline, reference, extracted)
-        pieces.finished(Outcome(job))
+    with arithmetic(options):
+        pipeline = load_pipeline(options)
+        picture = CropOptions(options).portrait(pipeline.motion_extractor, pipeline.device)
+        reference = pipeline.encode_reference(picture)
+        extracted = None if options.motion else extract(options, pipeline)
+        for job in pieces.jobs:
+            if not Path(job.output).is_file():
+                animate_piece(job.options, Path(job.output), pipeline, reference, extracted)
+            pieces.finished(Outcome(job))
 
 
 def _make_at_once(pieces: "Pieces") -> None:

@@ -74,7 +74,8 @@ class AnimateWorker:
         options.resume, options.overwrite = True, True
         reference = portrait and _moved(portrait, pipeline.device)
         if options.piece:
-            frames = animate_piece(options, options.output, pipeline, reference, performance, self._bar)
+            with arithmetic(options):
+                frames = animate_piece(options, options.output, pipeline, reference, performance, self._bar)
             return frames, self._made
         _forget_other_settings(options)
         with ExitStack() as files:
