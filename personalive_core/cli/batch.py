@@ -19,6 +19,7 @@ from ..batch.driver import Batch, Outcome, Progress
 from ..batch.jobs import Job, all_pairs, read_table
 from ..errors import InputError
 from ..media.video_reader import VideoReader
+from ..media.video_writer import partial_path
 from ..motion.motion_file import load_motion
 from . import animate
 from .download import fetch
@@ -27,6 +28,7 @@ from .outputs import check_outputs, stopped_by_signals
 from .split import Pieces, pieces_that_pay
 
 INPUTS = ("ref_image", "driving_video", "motion")
+SIDE_OUTPUTS = ("save_motion", "sheet", "crop_preview")
 COLUMNS = {"portrait": "ref-image", "driving": "driving-video"}
 FORBIDDEN = {"device", "overwrite", "resume", "split", "download", "help"}
 JSON_EVERY = 5.0  # seconds
@@ -60,13 +62,18 @@ def run(options: argparse.Namespace) -> None:
     """Raises InputError before any work for a job that cannot be, and at the end if one failed."""
     check_cluster_options(options)
     jobs = list(_jobs(options))
-    inputs = {path: f"{name} of {where}" for where, job in reversed(jobs) for name, path in _inputs(job)}
-    check_outputs(
-        {f"the output of {where}": Path(job.output) for where, job in jobs if not storage.is_url(job.output)},
-        {name: path for path, name in inputs.items()},
-        overwrite=True,
-    )
-    todo = [job for _, job in jobs if not storage.exists(job.output)]
+    inputs = {path: f"{name} of {where}" for where, job in reversed(jobs) for name, path in _paths(job, INPUTS)}
+    outputs: dict[str, Path | None]
+    outputs = {f"the output of {where}": Path(job.output) for where, job in jobs if not storage.is_url(job.output)}
+    outputs |= {f"{name} of {where}": path for where, job in jobs for name, path in _paths(job, SIDE_OUTPUTS)}
+    check_outputs(outputs, {name: path for path, name in inputs.items()}, overwrite=True)
+    todo = []
+    for where, job in jobs:
+        if not storage.exists(job.output):
+            todo.append(job)
+            for name, path in _paths(job, SIDE_OUTPUTS):
+                if path.exists() and not partial_path(storage.working_path(job.output)).exists():
+                    raise InputError(f"{path} exists already: give {name} of {where} another name.")
     report = (_Lines if options.json else _Bar)(len(jobs), len(jobs) - len(todo))
     if todo:
         fetch_here(options)
@@ -215,8 +222,8 @@ def _driver(path: Path | str) -> Driver | None:
         return None  # the job will say what is wrong
 
 
-def _inputs(job: Job) -> Iterable[tuple[str, Path]]:
-    for name in INPUTS:
+def _paths(job: Job, names: tuple[str, ...]) -> Iterable[tuple[str, Path]]:
+    for name in names:
         if isinstance(path := getattr(job.options, name), Path):
             yield f"--{name.replace('_', '-')}", path
 

@@ -4,7 +4,6 @@ import argparse
 import os
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,7 +69,7 @@ class AnimateWorker:
             return 0, self._made
         options = self._local(job)
         pipeline = self._pipeline(options)
-        options.output = storage.local_path(job.output) if storage.is_url(job.output) else Path(job.output)
+        options.output = storage.working_path(job.output)
         options.resume, options.overwrite = True, True
         reference = portrait and _moved(portrait, pipeline.device)
         if options.piece:

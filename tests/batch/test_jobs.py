@@ -94,6 +94,8 @@ def test_jobs_that_cannot_be(cells, words):
         ([LINE | {"seed": "x"}], [], "line 1: "),
         ([LINE, LINE], [], "the output of line 2 .* and the output of line 1 .* are the same file"),
         ([LINE | {"output": str(EXAMPLE / "driving.mp4")}], [], "--driving-video of line 1 .* would be overwritten"),
+        ([LINE | {"sheet": str(EXAMPLE / "portrait.png")}], [], "--ref-image of line 1 .* would be overwritten"),
+        ([LINE | {"sheet": __file__}], [], "test_jobs.py exists already: give --sheet of line 1 another name"),
         ([LINE], ["--workers", "0"], "--workers is 0"),
         ([LINE], ["--portraits", "a"], "give a table of jobs, or"),
         ([LINE], ["--set", "loops=2"], "line 1: loops is no option"),
