@@ -74,10 +74,11 @@ def kind_of(device: torch.device) -> DeviceKind:
 
 def devices() -> list[torch.device]:
     """What PyTorch can use, the best first: GPUs of CUDA or ROCm, Intel's, Apple's, then the CPU."""
-    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    gpus += [torch.device("xpu", i) for i in range(torch.xpu.device_count())]
-    gpus += [torch.device("mps", 0)] if torch.backends.mps.is_available() else []
-    return [*gpus, torch.device("cpu")]
+    names = []
+    for name, backend in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        names += [f"{name}:{i}" for i in range(backend.device_count())] if backend.is_available() else []
+    names += ["mps:0"] if torch.backends.mps.is_available() else []
+    return [torch.device(name) for name in (*names, "cpu")]
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -228,9 +228,10 @@ def test_a_device_that_does_not_compute_is_one_sentence(name):
 
 @pytest.mark.parametrize("there", [["cuda", "xpu"], ["xpu", "mps"], ["mps"], []])
 def test_auto_takes_a_gpu(monkeypatch, there):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * ("cuda" in there))
-    monkeypatch.setattr(torch.xpu, "device_count", lambda: "xpu" in there)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    for name, backend in (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps)):
+        monkeypatch.setattr(backend, "is_available", lambda name=name: name in there)
+    for backend in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(backend, "device_count", lambda: 2)  # also where the driver is too old to use them
     made = []
     monkeypatch.setattr(torch, "zeros", lambda *_, device: made.append(device) or torch.ones(1))
     pick_device()

@@ -49,6 +49,7 @@ def test_what_is_chosen_or_pressed_keeps_its_name(language: str):
         "PersonaLiveLoadEncoders.description": ("Download weights",),
         "PersonaLiveLive.description": ("Live", "Start", "Stop"),
         "PersonaLiveAssembleVideo.inputs.quality.tooltip": ("high", "small"),
+        "PersonaLiveAssembleVideo.inputs.small_decoder.tooltip": ("TAESD", "models/vae_approx", "VAE"),
     }.items():
         assert all(name in found[f"nodeDefs.{key}"] for name in names), key
     names = [text for key, text in found.items() if key.endswith(".display_name")]
