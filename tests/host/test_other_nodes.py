@@ -34,6 +34,7 @@ def frames() -> dict:
     return prompt | {"frames": node("SaveImage", images=["assemble", 1], filename_prefix="frames")}
 
 
+@pytest.mark.newest_host
 def test_a_list_runs_each_of_its_pictures(host):
     """The host's own way to loop: a node that gives a list has what follows run once for each item."""
 
