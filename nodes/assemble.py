@@ -97,6 +97,11 @@ class AssembleVideo(io.ComfyNode):
                     default=False,
                     tooltip="Give the frames as images too. They all stand in memory: 3 MB a frame at 512 x 512.",
                 ),
+                io.Boolean.Input(
+                    "small_decoder",
+                    default=False,
+                    tooltip="Decode with TAESD in models/vae_approx in place of the VAE: faster, and softer.",
+                ),
             ],
             outputs=[
                 io.Video.Output(
@@ -113,7 +118,14 @@ class AssembleVideo(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, samples: dict, vae, frame_rate: float, quality: str, images: bool, audio: dict | None = None
+        cls,
+        samples: dict,
+        vae,
+        frame_rate: float,
+        quality: str,
+        images: bool,
+        small_decoder: bool,
+        audio: dict | None = None,
     ) -> io.NodeOutput:
         latents = samples["samples"]
         channels = getattr(vae, "latent_channels", 4)
@@ -122,6 +134,8 @@ class AssembleVideo(io.ComfyNode):
                 f"latents of shape {tuple(latents.shape)} cannot be decoded by a VAE of {channels} channels: connect "
                 "the latent of Sample and the VAE of Encode Reference."
             )
+        if small_decoder:
+            vae = decode.small_decoder()
         rate = Fraction(frame_rate).limit_denominator(1001)
         kept = []
         with temporary_video() as (path, wav):

@@ -1,18 +1,31 @@
 """Decodes latents with the weights of the host's VAE and the core's faster decoder."""
 
+import os
 from collections.abc import Iterator
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import comfy.ldm.modules.diffusionmodules.model as ldm
 import comfy.model_management
 import comfy.ops
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from comfy.taesd import taesd
 from torch import Tensor, nn
 
 from ..personalive_core import memory
+from ..personalive_core.config import LATENT_SCALE
 from ..personalive_core.device import to_device
+from ..personalive_core.errors import InputError
 from ..personalive_core.networks.vae_decoder import VAEDecoder
+from ..personalive_core.weights import hub
+from ..personalive_core.weights.load import some_keys
 from . import compat
 
+APPROXIMATE = "vae_approx"  # the host's folder of small decoders
+TAESD = hub.HubFile("small decoder", hub.TAESD, "taesd_decoder.safetensors", "taesd_decoder.safetensors", 4_900_000)
 BATCH = 2  # frames; larger batches take more memory and are hardly faster
 
 _patchers: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
@@ -55,6 +68,44 @@ def patcher_of(vae):
     if decoder not in _patchers:
         _patchers[decoder] = _make_patcher(vae, decoder)
     return _patchers[decoder]
+
+
+def small_decoder():
+    """A VAE of the host that can only decode, with TAESD of the host's own folder for it.
+
+    Raises:
+        InputError: It is not there, or not what it should be.
+    """
+    names = [name for name in folder_paths.get_filename_list(APPROXIMATE) if name.startswith("taesd_decoder.")]
+    if not names:
+        raise InputError(
+            f"the small decoder is not in models/{APPROXIMATE}: put {TAESD.address} there, or switch off "
+            "'small_decoder' in Assemble Video."
+        )
+    path = folder_paths.get_full_path_or_raise(APPROXIMATE, names[0])
+    return _load_taesd(path, os.path.getmtime(path))
+
+
+@lru_cache(maxsize=1)
+def _load_taesd(path: str, _changed: float):
+    parts = {"taesd_encoder": taesd.Encoder(), "taesd_decoder": taesd.Decoder()}
+    # The encoder is never used, and the host complains of missing weights.
+    state = {
+        f"{part}.{key}": torch.zeros_like(x) for part, layers in parts.items() for key, x in layers.state_dict().items()
+    }
+    expected = {key: x.shape for key, x in parts["taesd_decoder"].state_dict().items()}
+    try:
+        weights = comfy.utils.load_torch_file(path, safe_load=True)
+        found = {key: x.shape for key, x in weights.items()}
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(f"{path} is damaged or no checkpoint: download {TAESD.address} again.") from error
+    if found != expected:
+        wrong = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+        raise InputError(
+            f"{path} is not TAESD (missing, unknown or of another shape: {some_keys(wrong)}): download {TAESD.address}."
+        )
+    state |= {f"taesd_decoder.{key}": x for key, x in weights.items()}
+    return comfy.sd.VAE(sd=state | {"vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)})
 
 
 def _make_patcher(vae, decoder: nn.Module):

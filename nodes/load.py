@@ -13,6 +13,7 @@ from ..personalive_core import memory
 from ..personalive_core.config import ModelConfig
 from ..personalive_core.errors import InputError
 from ..personalive_core.networks.denoising_unet import DenoisingUNet
+from ..personalive_core.networks.fp8 import FP8
 from ..personalive_core.networks.motion_encoder import MotionEncoder
 from ..personalive_core.networks.motion_extractor import MotionExtractor
 from ..personalive_core.networks.pose_guider import PoseGuider
@@ -21,6 +22,7 @@ from ..personalive_core.networks.spatial import UNet
 from ..personalive_core.weights.find import WeightFiles
 from ..personalive_core.weights.load import checked_state_dict, meta_networks, network_dtype
 from . import compat
+from .say import say
 from .unet import UNetModel, UNetPatcher
 from .weights import OFFICIAL, checkpoint_files, fingerprint, require, set_fingerprint, weight_sets
 
@@ -61,6 +63,11 @@ class PersonaLiveModel:
         if not own.is_clone(unet):
             raise InputError("the UNet is of another model: connect that of the same Load PersonaLive Model.")
         unet.check()
+        if unet is not own and not unet.patches and not unet.model_options["transformer_options"]:
+            say(
+                "What is connected to 'unet' changes nothing: a LoRA may be made for another model, or name its keys "
+                "otherwise."
+            )
         own.model.attention.transformer_options = unet.model_options["transformer_options"]
         return replace(self, patchers=self.patchers | {"denoising_unet": unet})
 
@@ -73,6 +80,9 @@ ModelType = io.Custom("PERSONALIVE_MODEL")
 
 
 def load_model(files: WeightFiles, precision: str) -> PersonaLiveModel:
+    device = comfy.model_management.get_torch_device()
+    if precision == "fp8" and not comfy.model_management.supports_cast(device, FP8):
+        raise InputError(f"ComfyUI cannot use fp8 on {device}: set another 'precision' in Load PersonaLive Model.")
     networks = meta_networks(files.config)
     bar = comfy.utils.ProgressBar(len(networks))
     patchers = {}

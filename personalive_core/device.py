@@ -1,6 +1,8 @@
 """Devices: which there are, which one to use and in which precision, and how pictures get there."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from .errors import InputError
 
 AMPERE = (8, 0)  # compute capability of the oldest GPUs with bfloat16, and with the matrix products that Triton needs
+_ACCUMULATION = "allow_fp16_accumulation"  # PyTorch has it from 2.7 on
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -71,10 +74,11 @@ def kind_of(device: torch.device) -> DeviceKind:
 
 def devices() -> list[torch.device]:
     """What PyTorch can use, the best first: GPUs of CUDA or ROCm, Intel's, Apple's, then the CPU."""
-    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    gpus += [torch.device("xpu", i) for i in range(torch.xpu.device_count())]
-    gpus += [torch.device("mps", 0)] if torch.backends.mps.is_available() else []
-    return [*gpus, torch.device("cpu")]
+    names = []
+    for name, backend in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        names += [f"{name}:{i}" for i in range(backend.device_count())] if backend.is_available() else []
+    names += ["mps:0"] if torch.backends.mps.is_available() else []
+    return [torch.device(name) for name in (*names, "cpu")]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -112,6 +116,38 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "bf16" and kind in (VOLTA_AND_TURING, NO_TENSOR_CORES, OLDER):
         raise InputError(f"this GPU has no bf16 ({kind.name}): choose auto or fp32.")
     return _DTYPES[kind.dtype if name == "auto" else name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As people read it, and whether products are accumulated in it."""
+    name = str(dtype).removeprefix("torch.")
+    is_fast = dtype == torch.float16 and getattr(torch.backends.cuda.matmul, _ACCUMULATION, False)
+    return f"{name} accumulated in {name}" if is_fast else name
+
+
+@contextmanager
+def fp16_accumulation(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Accumulates half-precision products in half precision for as long as the context lasts, in the whole process:
+    GeForce cards do twice as many of them a second, and they are less exact.
+
+    Raises:
+        InputError: It would change nothing on this device or in this type, or PyTorch is too old.
+    """
+    matmul = torch.backends.cuda.matmul
+    if device.type != "cuda" or torch.version.hip is not None or dtype != torch.float16:
+        raise InputError(
+            f"--fast is for fp16 on an NVIDIA GPU, and this is {dtype_name(dtype)} on {device}: leave it out."
+        )
+    if not hasattr(matmul, _ACCUMULATION):
+        raise InputError(
+            f"--fast needs PyTorch 2.7 or newer, and this is {torch.__version__}: update it, or leave it out."
+        )
+    before = getattr(matmul, _ACCUMULATION)
+    setattr(matmul, _ACCUMULATION, True)
+    try:
+        yield
+    finally:
+        setattr(matmul, _ACCUMULATION, before)
 
 
 def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
-from .config import LATENT_SCALE
+from .config import LATENT_SCALE, WARM_UP
 from .device import pick_device, pick_dtype, resize, to_pixels
 from .errors import InputError
 from .memory import Budget
@@ -335,8 +335,42 @@ class Pipeline:
             if state is not None:
                 yield from stream.flush(state)
 
+        yield from self._decoded(windows())
+
+    def animate_piece(
+        self,
+        reference: Reference,
+        motion: Motion,
+        piece: range,
+        *,
+        steps: int = 4,
+        seed: int = 42,
+        keyframes: KeyframeSettings | None = None,
+        strength: Strength = PUBLISHED,
+        neutral: Motion | None = None,
+    ) -> Generator[np.ndarray, None, None]:
+        """Makes some of the frames of `animate_motion`, nearly the same ones; see `Stream.start_at`.
+
+        Args:
+            reference: The portrait.
+            motion: All of the driver's.
+            piece: Which frames, as `split_motion` gives them.
+            steps: As in `animate_motion`, like the rest.
+        """
+        stream = self.stream(reference, steps, keyframes, strength)
+
+        def windows() -> Iterator[Tensor]:
+            state = stream.start_at(piece.start, motion, seed, neutral)
+            yield from stream.push(state, motion[state.frames : piece.stop + WARM_UP])
+            if piece.stop == len(motion):
+                yield from stream.flush(state)
+
+        yield from self._decoded(windows())
+
+    def _decoded(self, latents: Iterator[Tensor]) -> Iterator[np.ndarray]:
+        """The frames of a stream's windows, which are decoded while the next window runs."""
+
         def decoding() -> Iterator[DecodedFrames]:
-            latents = windows()
             while True:
                 with torch.inference_mode():  # around the work alone: a generator must not leave it on between frames
                     chunk = next(latents, None)

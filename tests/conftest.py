@@ -9,7 +9,13 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
 
-TOGETHER = ("test_official_weights", "test_kernels", "test_miniature", "test_miniature_streams")  # one costly fixture
+TOGETHER = (
+    "test_official_weights",
+    "test_kernels",
+    "test_miniature",
+    "test_miniature_streams",
+    "test_driver",
+)  # one costly fixture
 
 
 @pytest.hookimpl(optionalhook=True)

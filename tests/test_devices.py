@@ -1,5 +1,6 @@
 """Devices that were not tried: the whole way on a stand-in that refuses what one of them refuses."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,9 @@ from torch.nn import functional as F
 
 from face import draw_face
 from personalive_core import device as devices
+from personalive_core.cli import info, measure, options
 from personalive_core.cli.main import main
-from personalive_core.device import pick_device, pick_dtype
+from personalive_core.device import dtype_name, fp16_accumulation, pick_device, pick_dtype
 from personalive_core.errors import InputError
 from personalive_core.framing.driving_crop import DrivingCropSettings
 from personalive_core.live import model as model_module
@@ -49,6 +51,7 @@ def test_animate(tmp_path, monkeypatch):
     assert frame.pixels.std() > 20
 
 
+@torch.inference_mode()
 def test_live(monkeypatch):
     """From a portrait and camera pictures to frames."""
     monkeypatch.setattr(model_module, "CHUNK", 1)  # pictures that the first run tries at most
@@ -161,6 +164,62 @@ def test_fp16_is_not_chosen_where_it_overflows_or_is_slow():
     ]
 
 
+def test_products_are_accumulated_in_fp16_only_where_that_was_asked_for(monkeypatch):
+    matmul = SimpleNamespace(allow_fp16_accumulation=False)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    gpu = torch.device("cuda")
+    with pytest.raises(KeyError), fp16_accumulation(gpu, torch.float16):
+        assert matmul.allow_fp16_accumulation
+        assert dtype_name(torch.float16) == "float16 accumulated in float16" and dtype_name(torch.float32) == "float32"
+        raise KeyError
+    assert not matmul.allow_fp16_accumulation and dtype_name(torch.float16) == "float16"
+    matmul.allow_fp16_accumulation = True  # a host's choice
+    with fp16_accumulation(gpu, torch.float16):
+        assert matmul.allow_fp16_accumulation
+    assert matmul.allow_fp16_accumulation
+    for device, dtype in (("cpu", torch.float16), ("cuda", torch.bfloat16), ("cuda", torch.float32)):
+        with pytest.raises(InputError, match="--fast is for fp16"), fp16_accumulation(torch.device(device), dtype):
+            pass
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace())
+    with pytest.raises(InputError, match=r"PyTorch 2\.7"), fp16_accumulation(gpu, torch.float16):
+        pass
+
+
+@pytest.mark.parametrize("command", ["animate", "benchmark", "live"])
+def test_fast_is_refused_where_it_changes_nothing(tmp_path, capsys, command):
+    picture = str(EXAMPLE / "portrait.png")
+    more = {
+        "animate": ["--ref_image", picture, "--driving_video", picture, "-o", str(tmp_path / "out.mp4")],
+        "benchmark": [],
+        "live": ["--ref_image", picture],
+    }
+    assert main([command, *more[command], "--fast", "--device", "cpu"]) == 2
+    assert "--fast is for fp16 on an NVIDIA GPU, and this is float32 on cpu" in capsys.readouterr().err
+
+
+def test_fast_lasts_as_long_as_the_command(monkeypatch):
+    """On a stand-in for an NVIDIA GPU."""
+    seen = []
+    monkeypatch.setattr(options, "pick_device", torch.device)
+    monkeypatch.setattr(options, "pick_dtype", lambda *_: torch.float16)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul := SimpleNamespace(allow_fp16_accumulation=False))
+    monkeypatch.setattr(measure, "run_benchmark", lambda *_: seen.append(matmul.allow_fp16_accumulation))
+    assert main(["benchmark", "--device", "cuda"]) == main(["benchmark", "--device", "cuda", "--fast"]) == 0
+    assert seen == [False, True] and not matmul.allow_fp16_accumulation
+
+
+def test_info_says_what_is_missing_and_what_to_type(monkeypatch, capsys):
+    monkeypatch.setattr(info, "find_spec", lambda module: module not in ("cv2", "einops"))
+    for name in ("cuda", "hip", "xpu"):
+        monkeypatch.setattr(torch.version, name, None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert f"einops is not installed: type  {sys.executable} -m pip install einops" in text
+    assert "opencv-python-headless is not installed, which the detector yunet needs: type" in text
+    assert f"torch {torch.__version__}" in text and "for the CPU alone" in text
+
+
 @pytest.mark.parametrize("name", ["meta", "cuda:99", "cuda:300", "cuda:-1", "xla", "vulkan", "lazy", "3", "", "gpu"])
 def test_a_device_that_does_not_compute_is_one_sentence(name):
     with pytest.raises(InputError, match=f"device {name} cannot be used here"):
@@ -169,9 +228,10 @@ def test_a_device_that_does_not_compute_is_one_sentence(name):
 
 @pytest.mark.parametrize("there", [["cuda", "xpu"], ["xpu", "mps"], ["mps"], []])
 def test_auto_takes_a_gpu(monkeypatch, there):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * ("cuda" in there))
-    monkeypatch.setattr(torch.xpu, "device_count", lambda: "xpu" in there)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    for name, backend in (("cuda", torch.cuda), ("xpu", torch.xpu), ("mps", torch.backends.mps)):
+        monkeypatch.setattr(backend, "is_available", lambda name=name: name in there)
+    for backend in (torch.cuda, torch.xpu):
+        monkeypatch.setattr(backend, "device_count", lambda: 2)  # also where the driver is too old to use them
     made = []
     monkeypatch.setattr(torch, "zeros", lambda *_, device: made.append(device) or torch.ones(1))
     pick_device()

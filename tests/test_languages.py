@@ -1,4 +1,5 @@
-"""Every language has the same keys, and a text for each. tests/host compares the keys with the nodes."""
+"""Every language has the same keys, and a text for each. tests/host compares the keys with the nodes, and shows one of
+the dialogs in Japanese."""
 
 import json
 import re
@@ -13,16 +14,16 @@ SPECIAL = set("{}@|")  # of the page's message format
 every_language = pytest.mark.parametrize("language", LANGUAGES)
 
 
-def texts(language: str) -> dict[str, str]:
-    """Key, with dots -> text."""
+def texts(language: str, name: str = "nodeDefs") -> dict[str, str]:
+    """Key, with dots -> text, of one file."""
 
     def flat(value: dict | str, key: str) -> dict[str, str]:
         if isinstance(value, str):
             return {key: value}
         return {k: v for name, part in value.items() for k, v in flat(part, f"{key}.{name}").items()}
 
-    file = ROOT / "locales" / language / "nodeDefs.json"
-    return flat(json.loads(file.read_text(encoding="utf-8")), "nodeDefs")
+    file = ROOT / "locales" / language / f"{name}.json"
+    return flat(json.loads(file.read_text(encoding="utf-8")), name)
 
 
 def test_no_other_language_is_there():
@@ -39,6 +40,14 @@ def test_all_have_the_same_keys_and_a_text_for_each(language: str):
 
 
 @every_language
+def test_the_dialogs_sentences_are_those_of_the_page(language: str):
+    found = texts(language, "main")
+    english = (ROOT / "nodes" / "web" / "texts.js").read_text(encoding="utf-8").split("ENGLISH = {")[1].split("};")[0]
+    assert [key.split(".")[-1] for key in found] == re.findall(r"^  (\w+):", english, re.M)
+    assert not [key for key, text in found.items() if not text.strip() or SPECIAL & set(text)]
+
+
+@every_language
 def test_what_is_chosen_or_pressed_keeps_its_name(language: str):
     """Choices, buttons and folders are not translated, so texts must not translate them either."""
     found = texts(language)
@@ -49,6 +58,7 @@ def test_what_is_chosen_or_pressed_keeps_its_name(language: str):
         "PersonaLiveLoadEncoders.description": ("Download weights",),
         "PersonaLiveLive.description": ("Live", "Start", "Stop"),
         "PersonaLiveAssembleVideo.inputs.quality.tooltip": ("high", "small"),
+        "PersonaLiveAssembleVideo.inputs.small_decoder.tooltip": ("TAESD", "models/vae_approx", "VAE"),
     }.items():
         assert all(name in found[f"nodeDefs.{key}"] for name in names), key
     names = [text for key, text in found.items() if key.endswith(".display_name")]

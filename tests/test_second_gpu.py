@@ -56,6 +56,7 @@ def test_animate(gpus, tmp_path, monkeypatch):
     assert np.abs(frames["cuda:1"] - frames["cpu"]).mean() < 0.5  # their attention rounds differently
 
 
+@torch.inference_mode()
 def test_live(gpus, monkeypatch):
     monkeypatch.setattr(model_module, "CHUNK", 1)  # pictures that the first run tries at most
     pipeline = Pipeline.load(find_weights(MINIATURE), "cuda:1", "fp32")

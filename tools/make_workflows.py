@@ -318,7 +318,7 @@ WORKFLOWS = {
             "driving": (2.12, 0),
             "crop": (2.12, 165),
             "crop_2": (2.12, 645),
-            "driving_2": (2.12, 1087),
+            "driving_2": (2.12, 1092),
             "animate": (3.12, 0),
             "animate_2": (3.12, 967),
             "back": (4.12, 579),
@@ -337,7 +337,7 @@ WORKFLOWS = {
                 "encoders": (1.03, 0),
                 "reference": (2, 80),
                 "motion": (3, 340),
-                "keep": (4, 110),
+                "keep": (4, 130),
                 "adjust": (4, 430),
                 "sample": (5, 280),
                 "assemble": (6, 50),
@@ -612,7 +612,7 @@ def _place(item: dict, column: float, y: float, width: float = WIDTH) -> None:
 
 
 def _note(number: int, text: str, y: int, width: int, height: int) -> dict:
-    text = re.sub(r"(?<=\S)\n(?=[^\n\d])", " ", text)  # some pages swallow a single line break
+    text = re.sub(r"(?<=\S)\n(?!\n|\d\. |$)", " ", text)  # some pages swallow a single line break
     return {
         "id": number,
         "type": "MarkdownNote",

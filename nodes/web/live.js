@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { loadTexts } from "./texts.js";
 
 const PAGE = new URL("../../personalive/live/", import.meta.url);
 const BUTTON = {
@@ -35,9 +36,9 @@ function paragraph(text) {
 async function render(container) {
   Object.assign(container.style, { display: "flex", flexDirection: "column", height: "100%" });
   const button = make("button", { type: "button" }, BUTTON);
-  let url;
+  let texts, url;
   try {
-    url = await link();
+    [texts, url] = await Promise.all([loadTexts(), link()]);
   } catch (error) {
     container.replaceChildren(paragraph(error.message));
     return;
@@ -56,7 +57,7 @@ async function render(container) {
   }
 
   function showThere() {
-    container.replaceChildren(button, paragraph("Live is in its own window."));
+    container.replaceChildren(button, paragraph(texts.window));
     button.textContent = "Show it here";
     button.onclick = showHere;
     window.open(url, "personalive-live");

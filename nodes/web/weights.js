@@ -1,19 +1,13 @@
 // The buttons that download the weights and convert them: what they do is the user's own act, in no workflow.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { loadTexts } from "./texts.js";
 
 const BUTTONS = {
   PersonaLiveLoadModel: [["Download weights", "official"], ["Convert to half the size", "convert"]],
   PersonaLiveCropPortrait: [["Download yunet", "yunet"]],
   PersonaLiveCropDriving: [["Download yunet", "yunet"]],
 };
-const TERMS = {
-  official: "PersonaLive's weights are for research use: read the terms of the repositories first.",
-  yunet: "YuNet finds faces. It comes from OpenCV's repository on the Hugging Face hub.",
-  convert: "This writes the six .pth files again as .safetensors in half precision (5.3 GB), which load faster and are "
-    + "used from then on.",
-};
-
 function element(name, text = "", ...children) {
   const made = Object.assign(document.createElement(name), { textContent: text });
   made.append(...children);
@@ -32,13 +26,14 @@ function size(bytes) {
 }
 
 async function openDialog(title, task) {
+  const texts = await loadTexts();
   const text = element("p"), bar = element("progress"), start = element("button", "Start");
   const stop = element("button", "Stop"), close = element("button", "Close"), list = element("ul");
-  const dialog = element("dialog", "", element("h3", title), element("p", TERMS[task]), list, text, bar, start, " ", stop, " ", close);
+  const dialog = element("dialog", "", element("h3", title), element("p", texts[task]), list, text, bar, start, " ", stop, " ", close);
   Object.assign(dialog.style, { maxWidth: "44rem", overflowWrap: "anywhere" });
   const show = ({ job, ...missing }) => {
     const files = missing[task] ?? [];
-    list.replaceChildren(...files.map((f) => element("li", `${f.address} (${size(f.size)}) to ${f.folder}`)));
+    list.replaceChildren(...files.map((f) => element("li", `${f.address} (${size(f.size)}) → ${f.folder}`)));
     const running = Boolean(job?.running);
     start.disabled = running || (task !== "convert" && !files.length);
     stop.disabled = !running;
@@ -46,9 +41,9 @@ async function openDialog(title, task) {
     if (job?.total) Object.assign(bar, { max: job.total, value: job.done });
     else bar.removeAttribute("value");
     const total = size(files.reduce((sum, f) => sum + f.size, 0));
-    if (running) text.textContent = job.total ? `${job.text}: ${size(job.done)} of ${size(job.total)}` : job.text;
+    if (running) text.textContent = job.total ? `${job.text}: ${size(job.done)} / ${size(job.total)}` : job.text;
     else if (job?.task === task) text.textContent = job.text;
-    else if (task !== "convert") text.textContent = files.length ? `${total} to download.` : "All files are there.";
+    else if (task !== "convert") text.textContent = files.length ? `${texts.missing} ${total}` : texts.complete;
   };
   const act = (what) => ask(what).then(show, (error) => { text.textContent = String(error); });
   const timer = setInterval(() => act(), 1000);

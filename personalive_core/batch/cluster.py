@@ -44,7 +44,8 @@ def connected(address: str | None, gpus: int | None, workers: int) -> Iterator[C
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         # Ray counts cores only to share them out; each worker takes its part of them, see `threads`.
-        settings |= {"num_cpus": max(workers, os.cpu_count() or 1), "num_gpus": gpus}
+        cores = max(workers, os.cpu_count() or 1)
+        settings |= {"num_cpus": cores, "num_gpus": gpus, "_node_ip_address": "127.0.0.1"}
     is_ours = not ray.is_initialized()
     try:
         context = ray.init(address, ignore_reinit_error=True, **settings)

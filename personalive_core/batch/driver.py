@@ -148,6 +148,8 @@ class Batch:
                 for reference in done:
                     self._take(reference, self._tasks.pop(reference))
                 self._look()
+            self._looked = 0.0
+            self._look()
         finally:
             for worker in self._hired:
                 ray.kill(worker.actor)

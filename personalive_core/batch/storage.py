@@ -56,6 +56,11 @@ def publish(file: Path, url: str) -> None:
     file.unlink()
 
 
+def working_path(output: str) -> Path:
+    """Where a video grows that is to have this path or URL."""
+    return local_path(output) if is_url(output) else Path(output)
+
+
 def local_path(url: str, version: str = "") -> Path:
     """Where this machine keeps its copy, in a folder for this user alone."""
     folder = Path(tempfile.gettempdir(), f"personalive-{getpass.getuser()}")

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from ..device import pick_device, pick_dtype
 from ..errors import InputError
 from ..media.video_writer import VideoWriter, find_partial
 from ..memory import Budget
@@ -31,8 +30,16 @@ from ..sampling.schedule import Schedule
 from ..weights.find import find_weights
 from .crop_options import CropOptions, DrivingOptions, add_crop_options, refuse_idle
 from .download import fetch
-from .motion_options import Recorder, add_motion_options, adjustment_of, open_driver
-from .options import SIZES, add_device_options, add_small_decoder_option, add_vram_option, small_decoder, vram
+from .motion_options import Driver, Recorder, add_motion_options, adjustment_of, open_driver
+from .options import (
+    SIZES,
+    add_device_options,
+    add_small_decoder_option,
+    add_vram_option,
+    arithmetic,
+    small_decoder,
+    vram,
+)
 from .outputs import Checkpoint, check_outputs, stopped_by_signals
 
 if TYPE_CHECKING:
@@ -63,13 +70,16 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
     animate.add_argument("--max-frames", "-L", type=int, default=100, metavar="N", help="frames to use; 0 is all")
     animate.add_argument("--steps", type=int, default=4, metavar="N", help="denoising steps a frame: 4, 8, 12, ...")
     animate.add_argument("--seed", type=int, default=42, metavar="N", help="the same seed starts from the same noise")
+    animate.add_argument(
+        "--split", type=int, metavar="N", help="make it in N pieces, on all GPUs at once, and join them; needs Ray"
+    )
     animate.add_argument("--download", action="store_true", help="fetch missing weights first")
     add_device_options(animate)
     add_vram_option(animate)
     add_small_decoder_option(animate)
     add_crop_options(animate)
     add_motion_options(animate)
-    animate.set_defaults(run=run)
+    animate.set_defaults(run=run, piece=None)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -78,7 +88,12 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("--resume needs -o: the name of the video that the run which ended early was to write.")
     output = options.output or Path(f"outputs/output_{datetime.now():%Y%m%d_%H%M%S}.mp4")
     with stopped_by_signals(), ExitStack() as files:
-        animate_file(options, output, files)
+        if options.split is None:
+            animate_file(options, output, files)
+        else:
+            from .split import animate_in_pieces
+
+            animate_in_pieces(options, output)
 
 
 def check_options(options: argparse.Namespace) -> Adjustment:
@@ -97,6 +112,28 @@ def check_options(options: argparse.Namespace) -> Adjustment:
     return adjustment
 
 
+def check_files(options: argparse.Namespace, output: Path) -> dict[str, str]:
+    """Checks that nothing is lost by what the options write.
+
+    Returns:
+        What a run that goes on must have in common with this one.
+
+    Raises:
+        InputError: A file would be lost or cannot be written, or the device cannot be used so.
+    """
+    vram(options)
+    inputs = {
+        "--ref-image": options.ref_image,
+        "--driving-video": options.driving_video,
+        "--motion": options.motion,
+    }
+    outputs = {"--output": output, "--save-motion": options.save_motion, "--sheet": options.sheet}
+    if not options.resume or not options.crop_preview or not options.crop_preview.is_file():
+        outputs["--crop-preview"] = options.crop_preview
+    check_outputs(outputs, inputs, overwrite=options.overwrite)
+    return settings_of(options, [path for path in inputs.values() if path])
+
+
 def load_pipeline(options: argparse.Namespace) -> "Pipeline":
     """The networks that the options name. InputError: they are missing or cannot be used."""
     from transformers.utils import logging as transformers_logging
@@ -107,13 +144,12 @@ def load_pipeline(options: argparse.Namespace) -> "Pipeline":
     if options.download:
         fetch(options.weights)
     decoder = small_decoder(options)
-    limit = vram(options, pick_device(options.device))
     pipeline = Pipeline.load(
         find_weights(options.weights),
         options.device,
         options.dtype,
         decoder,
-        budget=Budget(options.width, options.height, options.keyframes, limit),
+        budget=Budget(options.width, options.height, options.keyframes, vram(options)),
     )
     if pipeline.placement:
         print(pipeline.placement, file=sys.stderr)
@@ -129,6 +165,19 @@ def extract(options: argparse.Namespace, pipeline: "Pipeline") -> Extracted:
     with open_driver(options, adjustment_of(options)) as driver:
         recorder = Recorder(None, None, True)
         return _extracted(_motions(pipeline, options, recorder, DrivingOptions(options), driver.frames), recorder)
+
+
+def performed(
+    driver: Driver, adjustment: Adjustment, extracted: Extracted | None
+) -> tuple[Performance, Sequence[Fraction]]:
+    """The performance as it is animated, of the driver's motion file or else of what was extracted, and when each of
+    its frames is shown, in seconds."""
+    if driver.performance:
+        return driver.performance, driver.performance.frame_times
+    assert extracted is not None
+    performance = Performance.extracted(extracted.motion, driver.frame_rate, driver.name, extracted.times)
+    performance = performance.adjusted(replace(adjustment, start=0, count=0))  # only these frames were read
+    return performance, extracted.times if adjustment.keeps_frames else performance.frame_times
 
 
 def _motions(
@@ -173,20 +222,9 @@ def animate_file(
         InputError: As `run`.
     """
     adjustment = check_options(options)
-    device = pick_device(options.device)
-    pick_dtype(options.dtype, device)
-    vram(options, device)
-    inputs = {
-        "--ref-image": options.ref_image,
-        "--driving-video": options.driving_video,
-        "--motion": options.motion,
-    }
-    outputs = {"--output": output, "--save-motion": options.save_motion, "--sheet": options.sheet}
-    if not options.resume or not options.crop_preview or not options.crop_preview.is_file():
-        outputs["--crop-preview"] = options.crop_preview
-    check_outputs(outputs, inputs, overwrite=options.overwrite)
+    files.enter_context(arithmetic(options))
+    checkpoint = Checkpoint(output, check_files(options, output))
     crop = CropOptions(options)
-    checkpoint = Checkpoint(output, settings_of(options, [path for path in inputs.values() if path]))
     earlier = find_partial(output)
     if earlier and not (options.resume or options.overwrite):
         raise InputError(
@@ -225,23 +263,17 @@ def animate_file(
     recorder = Recorder(options.save_motion, options.sheet, adjustment.keeps_frames)
     recorder.resume(begin, sheet_results)
 
-    performance, total = driver.performance, driver.result_count(adjustment)
+    performance, total = None, driver.result_count(adjustment)
+    strength, neutral = adjustment.strength, None
     motions: Iterable[Motion] = []
-    if performance is None and extracted is None:
+    if driver.performance is None and extracted is None:
         motions = _motions(pipeline, options, recorder, crop.driving, driver.frames)
         if adjustment.needs_all_frames:
             extracted = _extracted(motions, recorder)
-    if extracted is not None:
-        motions, recorder.times = [extracted.motion], deque(extracted.times)
-        if adjustment.needs_all_frames:
-            performance = Performance.extracted(extracted.motion, driver.frame_rate, driver.name, extracted.times)
-            performance = performance.adjusted(replace(adjustment, start=0, count=0))  # only these frames were read
-    strength, neutral = adjustment.strength, None
-    if performance is not None:
+    if driver.performance or extracted:
+        performance, times = performed(driver, adjustment, extracted)
         strength, neutral, total = performance.strength, performance.neutral, len(performance.motion)
-        motions = [performance.motion]
-        if driver.performance or not adjustment.keeps_frames:
-            recorder.times = deque(performance.frame_times)
+        motions, recorder.times = [performance.motion], deque(times)
 
     animated = pipeline.animate_motion(
         reference,

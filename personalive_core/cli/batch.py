@@ -19,14 +19,18 @@ from ..batch.driver import Batch, Outcome, Progress
 from ..batch.jobs import Job, all_pairs, read_table
 from ..errors import InputError
 from ..media.video_reader import VideoReader
+from ..media.video_writer import partial_path
 from ..motion.motion_file import load_motion
 from . import animate
+from .download import fetch
 from .motion_options import Driver
 from .outputs import check_outputs, stopped_by_signals
+from .split import Pieces, pieces_that_pay
 
 INPUTS = ("ref_image", "driving_video", "motion")
+SIDE_OUTPUTS = ("save_motion", "sheet", "crop_preview")
 COLUMNS = {"portrait": "ref-image", "driving": "driving-video"}
-FORBIDDEN = {"device", "overwrite", "resume", "download", "help"}
+FORBIDDEN = {"device", "overwrite", "resume", "split", "download", "help"}
 JSON_EVERY = 5.0  # seconds
 
 
@@ -58,22 +62,31 @@ def run(options: argparse.Namespace) -> None:
     """Raises InputError before any work for a job that cannot be, and at the end if one failed."""
     check_cluster_options(options)
     jobs = list(_jobs(options))
-    inputs = {path: f"{name} of {where}" for where, job in reversed(jobs) for name, path in _inputs(job)}
-    check_outputs(
-        {f"the output of {where}": Path(job.output) for where, job in jobs if not storage.is_url(job.output)},
-        {name: path for path, name in inputs.items()},
-        overwrite=True,
-    )
-    todo = [job for _, job in jobs if not storage.exists(job.output)]
+    inputs = {path: f"{name} of {where}" for where, job in reversed(jobs) for name, path in _paths(job, INPUTS)}
+    outputs: dict[str, Path | None]
+    outputs = {f"the output of {where}": Path(job.output) for where, job in jobs if not storage.is_url(job.output)}
+    outputs |= {f"{name} of {where}": path for where, job in jobs for name, path in _paths(job, SIDE_OUTPUTS)}
+    check_outputs(outputs, {name: path for path, name in inputs.items()}, overwrite=True)
+    todo = []
+    for where, job in jobs:
+        if not storage.exists(job.output):
+            todo.append(job)
+            for name, path in _paths(job, SIDE_OUTPUTS):
+                if path.exists() and not partial_path(storage.working_path(job.output)).exists():
+                    raise InputError(f"{path} exists already: give {name} of {where} another name.")
     report = (_Lines if options.json else _Bar)(len(jobs), len(jobs) - len(todo))
     if todo:
-        if options.download:
-            animate.fetch(options.weights)
-        with stopped_by_signals():
-            _run(options, todo, report)
+        fetch_here(options)
+        _run(options, todo, report)
     report.end()
     if report.failures:
         raise InputError(f"{report.failures} of {len(jobs)} videos could not be made; the reasons are above.")
+
+
+def fetch_here(options: argparse.Namespace) -> None:
+    """The weights, if that is asked for, with a bar; the workers of a cluster fetch what their nodes lack."""
+    if options.download and options.address is None:
+        fetch(options.weights)
 
 
 def check_cluster_options(options: argparse.Namespace) -> None:
@@ -88,8 +101,11 @@ def _run(options: argparse.Namespace, jobs: list[Job], report: "_Report") -> Non
     with redirect_stdout(sys.stderr), connected(options.address, options.gpus, options.workers) as cluster:
         report.begin(cluster)
         hire = partial(hiring(AnimateWorker, cluster), jobs[0].options, threads(cluster.workers))
+        idle = cluster.workers // len(jobs)
+        pieces = Pieces(jobs, lambda job: pieces_that_pay(job, idle), report.finished)
         try:
-            Batch(jobs, hire, cluster.workers, report.finished, report.watch).run()
+            with stopped_by_signals():  # Ray has set handlers of its own
+                Batch(pieces.jobs, hire, cluster.workers, pieces.finished, report.watch).run()
         except KeyboardInterrupt:
             print("the same command makes what is missing, and goes on with what was under way", file=sys.stderr)
             raise
@@ -105,14 +121,15 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def animate_parser(weights: Path, device: str) -> argparse.ArgumentParser:
-    """The options of `animate`; what is wrong with them is an InputError."""
+def animate_parser(options: argparse.Namespace) -> argparse.ArgumentParser:
+    """The options of `animate`, on these weights; what is wrong with them is an InputError."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--weights", type=Path, default=weights)
+    common.add_argument("--weights", type=Path)
     commands = _Parser().add_subparsers(parser_class=_Parser)
     animate.add_parser(commands, [common])
     parser = commands.choices["animate"]
-    parser.set_defaults(device=device)
+    device = "cpu" if options.gpus == 0 else "auto"
+    parser.set_defaults(weights=options.weights, device=device, download=options.download)
     return parser
 
 
@@ -121,7 +138,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[tuple[str, Job]]:
     folders = [path for path in (options.portraits, options.driving) if path]
     if len(folders) != (0 if options.jobs else 2):
         raise InputError("give a table of jobs, or --portraits and --driving, two folders.")
-    parser = animate_parser(options.weights, "cpu" if options.gpus == 0 else "auto")
+    parser = animate_parser(options)
     defaults = dict(_setting(text) for text in options.set or ())
     rows = read_table(options.jobs) if options.jobs else all_pairs(options.portraits, options.driving)
     for where, row in rows:
@@ -205,8 +222,8 @@ def _driver(path: Path | str) -> Driver | None:
         return None  # the job will say what is wrong
 
 
-def _inputs(job: Job) -> Iterable[tuple[str, Path]]:
-    for name in INPUTS:
+def _paths(job: Job, names: tuple[str, ...]) -> Iterable[tuple[str, Path]]:
+    for name in names:
         if isinstance(path := getattr(job.options, name), Path):
             yield f"--{name.replace('_', '-')}", path
 

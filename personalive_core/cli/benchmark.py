@@ -4,7 +4,7 @@ import argparse
 from importlib.util import find_spec
 
 from ..errors import InputError
-from .options import SIZES, add_device_options
+from .options import SIZES, add_device_options, arithmetic
 
 FRAMES, LIVE_FRAMES = 160, 1000
 
@@ -36,6 +36,11 @@ def add_parser(commands: argparse._SubParsersAction, parents: list[argparse.Argu
 
 
 def run(options: argparse.Namespace) -> None:
+    with arithmetic(options):
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
     if options.live:
         if find_spec("aiohttp") is None:
             raise InputError("--live needs the package aiohttp: run  pip install aiohttp  and try again.")

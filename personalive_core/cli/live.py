@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..device import pick_device, pick_dtype
 from ..errors import InputError
 from ..framing.crop import crop_portrait
 from ..live.model import LiveModel, Report
@@ -30,7 +29,15 @@ from ..sampling.reference import check_size
 from ..weights import hub
 from ..weights.find import EXAMPLE, MINIATURE, find_weights
 from .crop_options import open_detector
-from .options import SIZES, add_device_options, add_small_decoder_option, add_vram_option, small_decoder, vram
+from .options import (
+    SIZES,
+    add_device_options,
+    add_small_decoder_option,
+    add_vram_option,
+    arithmetic,
+    small_decoder,
+    vram,
+)
 
 if TYPE_CHECKING:
     from ..live.server import LiveServer
@@ -86,9 +93,8 @@ def run(options: argparse.Namespace) -> None:
     if options.demo:
         options.size = "{1}x{0}".format(*portrait.shape)
     size = _size(options.size)
-    device = pick_device(options.device)
-    pick_dtype(options.dtype, device)
-    vram(options, device)
+    computing = arithmetic(options)
+    vram(options)
     if options.video:
         VideoReader(options.video).close()
     context = _tls(options)
@@ -104,7 +110,8 @@ def run(options: argparse.Namespace) -> None:
     if options.no_crop_driving:
         settings = replace(settings, crop=None)
     sessions = _Sessions(server, settings, portrait, size, _loader(options, size), options.video, loops=options.demo)
-    asyncio.run(_serve(options, server, sessions, context))
+    with computing:
+        asyncio.run(_serve(options, server, sessions, context))
 
 
 async def _serve(
@@ -268,7 +275,7 @@ def _loader(options: argparse.Namespace, size: tuple[int, int]) -> Callable[[Rep
             hub.download(options.weights, missing, progress)
         decoder = small_decoder(options, progress)
         detector = open_detector(options) if options.detector else None
-        budget = Budget(*size, KeyframeSettings().limit, vram(options, pick_device(options.device)))
+        budget = Budget(*size, KeyframeSettings().limit, vram(options))
         weights = find_weights(options.weights)
         pipeline = Pipeline.load(weights, options.device, options.dtype, decoder, report, budget)
         if pipeline.placement:

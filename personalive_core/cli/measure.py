@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..config import CHUNK, PIXELS_PER_LATENT, WINDOW, ModelConfig
-from ..device import pick_device, pick_dtype, to_device
+from ..device import dtype_name, pick_device, pick_dtype, to_device
 from ..errors import InputError
 from ..media.pictures import fit_picture
 from ..media.video_reader import VideoReader
@@ -188,7 +188,7 @@ def _measure(
         torch=torch.__version__,
         size=size,
         steps=steps,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         decoder=decoder,
         keyframes=keyframes,
         frames=frames,

@@ -23,7 +23,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..config import CHUNK
-from ..device import pick_device, pick_dtype
+from ..device import dtype_name, pick_device, pick_dtype
 from ..errors import InputError
 from ..live.pipeline_model import PipelineModel
 from ..live.playout import Playout
@@ -117,7 +117,7 @@ def run_live_benchmark(
                 torch=torch.__version__,
                 size=size,
                 steps=steps,
-                dtype=dtype if dtype == "fp8" else str(precision).removeprefix("torch."),
+                dtype=dtype if dtype == "fp8" else dtype_name(precision),
                 decoder=decoder,
                 early=early,
                 camera_fps=camera_fps,

@@ -2,11 +2,11 @@
 
 import argparse
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import torch
-
 from ..config import MAX_SIDE, MIN_SIDE, PIXELS_PER_LATENT
+from ..device import fp16_accumulation, pick_device, pick_dtype
 from ..errors import InputError
 from ..weights import hub
 
@@ -29,18 +29,33 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         help="precision of the networks; auto is fp16 on a GPU, but fp32 on a CPU and on GPUs where fp16 is slow or "
         "overflows; fp8 computes as auto does, with most weights stored in 8 bits",
     )
+    parser.add_argument(
+        "--fast", action="store_true", help="accumulate products in fp16: faster on GeForce cards, and less exact"
+    )
+
+
+def arithmetic(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """How the networks compute while the context lasts, by --fast.
+
+    Raises:
+        InputError: The device is not there, or --dtype or --fast is not for it.
+    """
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
+    return fp16_accumulation(device, dtype) if options.fast else nullcontext()
 
 
 def add_vram_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vram", default="auto", metavar="GB", help="GPU memory to use at most; auto is what is free")
 
 
-def vram(options: argparse.Namespace, device: torch.device) -> float | None:
+def vram(options: argparse.Namespace) -> float | None:
     """How many GB (10^9 bytes) of GPU memory may be used; None for what is free.
 
     Raises:
-        InputError: It is no such number, or the device has no memory that can be limited.
+        InputError: The device is not there or has no memory that can be limited, or it is no such number.
     """
+    device = pick_device(options.device)
     if options.vram == "auto":
         return None
     if not re.fullmatch(r"\d+(\.\d+)?", options.vram) or not 1 <= float(options.vram) <= 1000:

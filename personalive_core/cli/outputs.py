@@ -95,7 +95,7 @@ def stopped_by_signals() -> Iterator[None]:
         raise KeyboardInterrupt
 
     for number, handler in before.items():
-        if handler == signal.SIG_DFL:
+        if handler != signal.SIG_IGN:
             signal.signal(number, stop)
     try:
         yield

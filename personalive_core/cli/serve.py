@@ -16,7 +16,6 @@ from ..errors import InputError
 from ..live.tokens import load_tokens, state_folder
 from ..weights.find import find_weights
 from . import batch
-from .animate import fetch
 from .outputs import stopped_by_signals
 
 COST = 4 * 512 * 512  # of a frame of 512 x 512 with 4 steps
@@ -48,13 +47,13 @@ def run(options: argparse.Namespace) -> None:
     for name in ("queue", "max_length"):
         if (value := getattr(options, name)) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}, but must be 1 or more.")
-    if options.download:
-        fetch(options.weights)
+    batch.fetch_here(options)
     if options.address is None:  # else they are on the nodes
         find_weights(options.weights).require()
-    with stopped_by_signals(), connected(options.address, options.gpus, options.workers) as cluster:
+    with connected(options.address, options.gpus, options.workers) as cluster:
         try:
-            serve(options, cluster)
+            with stopped_by_signals():  # Ray has set handlers of its own
+                serve(options, cluster)
         except KeyboardInterrupt:  # its ordinary end
             print("stopping")
 
@@ -69,7 +68,7 @@ def serve(options: argparse.Namespace, cluster: Cluster) -> None:
     from ..batch.service import Service
     from .worker import PreparedWorker
 
-    parser = batch.animate_parser(options.weights, "cpu" if options.gpus == 0 else "auto")
+    parser = batch.animate_parser(options)
     parser.set_defaults(dtype=options.dtype)
     defaults = parser.parse_args(["--ref-image=none", "--driving-video=none"])
     defaults.weights = options.weights.absolute()

@@ -4,7 +4,6 @@ import argparse
 import os
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +17,11 @@ from ..pipeline import Pipeline
 from ..sampling.reference import Reference
 from .animate import Extracted, animate_file, extract, load_pipeline, settings_of
 from .crop_options import CropOptions
+from .options import arithmetic
 from .outputs import Checkpoint
+from .split import animate_piece
 
-PIPELINE = ("weights", "device", "dtype", "small_decoder", "vram")
+PIPELINE = ("weights", "device", "dtype", "fast", "small_decoder", "vram")
 CROP = ("detector", "face", "margin", "vertical_offset")
 DRIVING = ("driving_video", "start", "max_frames", "mirror", "no_hold", "crop_driving", *CROP, *PIPELINE)
 PORTRAIT = ("ref_image", "crop", "refine", "width", "height", *CROP, *PIPELINE)
@@ -53,12 +54,14 @@ class AnimateWorker:
     def encode(self, job: Job) -> Reference:
         options = self._local(job)
         pipeline = self._pipeline(options)
-        picture = CropOptions(options).portrait(pipeline.motion_extractor, pipeline.device)
-        return _moved(pipeline.encode_reference(picture), torch.device("cpu"))
+        with arithmetic(options):
+            picture = CropOptions(options).portrait(pipeline.motion_extractor, pipeline.device)
+            return _moved(pipeline.encode_reference(picture), torch.device("cpu"))
 
     def extract(self, job: Job) -> Extracted:
         options = self._local(job)
-        return extract(options, self._pipeline(options))
+        with arithmetic(options):
+            return extract(options, self._pipeline(options))
 
     def animate(self, job: Job, portrait: Reference | None, performance: Extracted | None) -> tuple[int, int]:
         self._of_job = 0
@@ -66,8 +69,13 @@ class AnimateWorker:
             return 0, self._made
         options = self._local(job)
         pipeline = self._pipeline(options)
-        options.output = storage.local_path(job.output) if storage.is_url(job.output) else Path(job.output)
+        options.output = storage.working_path(job.output)
         options.resume, options.overwrite = True, True
+        reference = portrait and _moved(portrait, pipeline.device)
+        if options.piece:
+            with arithmetic(options):
+                frames = animate_piece(options, options.output, pipeline, reference, performance, self._bar)
+            return frames, self._made
         _forget_other_settings(options)
         with ExitStack() as files:
             frames = animate_file(
@@ -75,7 +83,7 @@ class AnimateWorker:
                 options.output,
                 files,
                 pipeline=pipeline,
-                reference=portrait and _moved(portrait, pipeline.device),
+                reference=reference,
                 extracted=performance,
                 progress=self._bar,
             )

@@ -3,11 +3,11 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from io import BytesIO
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -110,30 +110,21 @@ class _PartialFile:
         self._file.close()
 
 
-class _Segment:
-    """An encoder for the next frames of a video, and the fragments that it makes."""
+class _Fragments:
+    """A muxer for the next packets of a video, each of which becomes a fragment."""
 
-    def __init__(self, partial: _PartialFile, width: int, height: int, rate: Fraction, time_base: Fraction, crf: int):
+    def __init__(self, partial: _PartialFile):
         self._partial = partial
         self._buffer, self._taken = BytesIO(), 0
-        self._container = av.open(self._buffer, "w", format="mp4", options=FRAGMENTED)
-        self._stream = self._container.add_stream("libx264", rate=rate)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.time_base = self._stream.codec_context.time_base = time_base
-        # veryfast keeps up with any model on two cores. No B-frames: then decoding order is display order, and
-        # the variable frame durations in the file are exactly those given.
-        self._stream.options = {"preset": "veryfast", "crf": str(crf), "bf": "0"}
-        encoder = self._stream.codec_context
-        encoder.thread_type = "FRAME"  # PyAV's default of slices leaves most cores idle at these sizes
-        encoder.color_range = LIMITED_RANGE
-        encoder.colorspace = encoder.color_primaries = encoder.color_trc = BT709
+        self.container = av.open(self._buffer, "w", format="mp4", options=FRAGMENTED)
 
-    def encode(self, frame: av.VideoFrame | None) -> None:
-        """None is the end."""
-        for packet in self._stream.encode(frame):
-            self._container.mux(packet)
-        if frame is None:
-            self._container.close()
+    def mux(self, packets: Iterable[av.Packet]) -> None:
+        for packet in packets:
+            self.container.mux(packet)
+        self._append()
+
+    def close(self) -> None:
+        self.container.close()
         self._append()
 
     def _append(self) -> None:
@@ -147,6 +138,29 @@ class _Segment:
                 wanted.append(data[:size])
             data, self._taken = data[size:], self._taken + size
         self._partial.append(b"".join(wanted))
+
+
+class _Segment(_Fragments):
+    """An encoder for the next frames of a video."""
+
+    def __init__(self, partial: _PartialFile, width: int, height: int, rate: Fraction, time_base: Fraction, crf: int):
+        super().__init__(partial)
+        self._stream = self.container.add_stream("libx264", rate=rate)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        self._stream.time_base = self._stream.codec_context.time_base = time_base
+        # veryfast keeps up with any model on two cores. No B-frames: then decoding order is display order, and
+        # the variable frame durations in the file are exactly those given.
+        self._stream.options = {"preset": "veryfast", "crf": str(crf), "bf": "0"}
+        encoder = self._stream.codec_context
+        encoder.thread_type = "FRAME"  # PyAV's default of slices leaves most cores idle at these sizes
+        encoder.color_range = LIMITED_RANGE
+        encoder.colorspace = encoder.color_primaries = encoder.color_trc = BT709
+
+    def encode(self, frame: av.VideoFrame | None) -> None:
+        """None is the end."""
+        self.mux(self._stream.encode(frame))
+        if frame is None:
+            self.close()
 
 
 class VideoWriter:
@@ -205,6 +219,7 @@ class VideoWriter:
         self._resumable = resumable
         self._shape, self._crf = (height, width, 3), crf
         self._last = Fraction(-1)  # time of the last frame
+        self._last_end: Fraction | None = None  # its end, where that is known
         self._graph = conversion_graph(
             av.VideoFrame(width, height, "rgb24"), "out_color_matrix=bt709:out_range=tv", "yuv420p"
         )
@@ -248,6 +263,35 @@ class VideoWriter:
         if self._failure is not None:
             self._wait()
 
+    def append(self, path: Path) -> int:
+        """Add the frames of a finished video that a writer with these settings made; they are not coded again.
+
+        The first of them is shown when the last video that was added ends.
+
+        Returns:
+            How many they are.
+
+        Raises:
+            InputError: The disk is full.
+        """
+        assert self._partial is not None
+        begin, before = self._last_end or Fraction(0), self._count
+        with self._disk_errors(), av.open(str(path)) as source:
+            packets = (packet for packet in source.demux(video=0) if packet.size)
+            while part := list(islice(packets, SEGMENT)):
+                fragments = _Fragments(self._partial)
+                stream = fragments.container.add_stream_from_template(source.streams.video[0])
+                stream.time_base = self.time_base
+                for packet in part:
+                    packet.pts = packet.dts = packet.pts + round(begin / packet.time_base)
+                    packet.stream = stream
+                self._last = part[-1].pts * part[-1].time_base
+                self._last_end = self._last + part[-1].duration * part[-1].time_base
+                fragments.mux(part)
+                fragments.close()
+                self._count += len(part)
+        return self._count - before
+
     def _encode_all(self) -> None:
         """The encoder's thread. After a failure it only empties the queue, so that `write` never waits for room."""
         while (item := self._frames.get()) is not None:
@@ -289,8 +333,10 @@ class VideoWriter:
                 raise failure
 
     def _end(self) -> Fraction:
-        """Where the last frame ends. The whole then has the average rate; but the frame lasts for one to four, because
-        a source of variable rate may be cut anywhere."""
+        """When the last frame ends. Where that is not known, the whole has the average rate; but the frame lasts for
+        one to four, because a source of variable rate may be cut anywhere."""
+        if self._last_end is not None:
+            return self._last_end
         held = self._count / self.frame_rate - self._last
         return self._last + min(max(held, 1 / self.frame_rate), 4 / self.frame_rate)
 
@@ -299,18 +345,19 @@ class VideoWriter:
         if self._partial:
             self._partial.sync()
 
-    def finish(self, audio_from: Path | None = None) -> None:
+    def finish(self, audio_from: Path | None = None, end: Fraction | None = None) -> None:
         """Complete the file and give it its name; without a frame, leave nothing. The end of the `with` does it.
 
         Args:
             audio_from: A file to copy the sound from that was not there before.
+            end: When the last frame ends, in seconds; without it the video gets its average rate.
 
         Raises:
             InputError: The disk is full, or `audio_from` cannot be read.
         """
         if self._partial is None:
             return
-        self._audio_from = audio_from or self._audio_from
+        self._audio_from, self._last_end = audio_from or self._audio_from, end
         if self._count == self._resumed:
             self.discard()
             return

@@ -355,8 +355,10 @@ class Performance:
         return times if is_at_rate else frame_times(frames, rate)
 
     def at_constant_rate(self) -> "Performance":
-        """The same at `frame_rate`, interpolated where its own rate varies."""
-        return self if self.times is None else self.adjusted(Adjustment(frame_rate=self.frame_rate))
+        """The same at `frame_rate`, interpolated where its own rate varies; a live session may have made less than one
+        frame a second."""
+        rate = max(self.frame_rate, Fraction(MIN_FRAME_RATE))
+        return self if self.times is None else self.adjusted(Adjustment(frame_rate=rate))
 
     def retargeted(self, reference: Motion, frames: slice) -> Motion:
         """What the networks get of these frames for a portrait with this motion, one frame."""

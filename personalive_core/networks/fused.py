@@ -44,7 +44,8 @@ def _load_kernels(device: torch.device) -> tuple[ModuleType | None, str]:
             raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if isinstance(error, ModuleNotFoundError) and error.name == "triton":
-            reason = f"install Triton: pip install {'triton-windows' if sys.platform == 'win32' else 'triton'}"
+            package = "triton-windows" if sys.platform == "win32" else "triton"
+            reason = f"install Triton: {sys.executable} -m pip install {package}"
         log.info("Triton kernels not in use (%s): plain PyTorch gives the same pictures, more slowly", reason)
         return None, reason
     return kernels, ""

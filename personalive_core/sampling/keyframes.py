@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from ..config import CHUNK
+from ..config import CHUNK, WARM_UP
 from ..errors import InputError
 
 MAX_KEYFRAMES = 16
@@ -77,3 +77,25 @@ class KeyframeBank:
         if new:
             self.tokens = torch.cat([self.tokens, tokens[None]])
         return new
+
+
+def keyframe_windows(settings: KeyframeSettings, portrait: Tensor, tokens: Tensor, windows: int) -> list[int]:
+    """Finds the keyframes before anything is sampled: they follow from the motion alone.
+
+    Args:
+        settings: When a frame becomes a keyframe.
+        portrait: The portrait's motion tokens (1, 32, 16).
+        tokens: Those that the networks get of the first frame of each chunk, (windows - 3, 32, 16) or more.
+        windows: How many windows have been run.
+
+    Returns:
+        The windows, counted from 0, whose oldest frame is a keyframe by then. A portrait that returned is not one.
+    """
+    found, limit = list[int](), settings.limit
+    bank = KeyframeBank(portrait)
+    for window in range(windows):
+        if settings.returns(window):
+            bank, found, limit = KeyframeBank(portrait), [], settings.limit - 1
+        if window >= FIRST_WINDOW and bank.admit(tokens[window - WARM_UP // CHUNK], settings.threshold):
+            found.append(window)
+    return found[:limit]

@@ -1,5 +1,6 @@
 """The streaming loop: takes driving motion as it comes, and yields finished latents three windows later."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from ..networks.head_pose import HeadPose
 from ..networks.pose_guider import PoseGuider
 from ..networks.reference_unet import ReferenceFeatures
 from ..tensor_file import write_safetensors
-from .keyframes import FIRST_WINDOW, KeyframeBank, KeyframeSettings
+from .keyframes import FIRST_WINDOW, KeyframeBank, KeyframeSettings, keyframe_windows
 from .reference import Reference
 from .window import DenoisedWindow, Denoiser
 
 FLUSH = WARM_UP  # frames that push the last driving frames out
+LEAD = 8  # frames that settle before the first one that counts, where a stream begins in the middle
 
 
 @dataclass
@@ -146,13 +148,61 @@ class Stream:
         return StreamState(
             generator=generator,
             neutral=neutral,
-            latents=self._noised(generator, self.schedule.warm_up_timesteps(self.device)),
+            latents=self._noised(self._noise(generator, WARM_UP), self.schedule.warm_up_timesteps(self.device)),
             motion_tokens=torch.lerp(self.motion.tokens, first.tokens, weights),
             pose_features=self._pose_features(warm_up_poses(self.motion.pose, first.pose)),
             bank=KeyframeBank(self.motion.tokens),
             keyframes=[],
             recent=recent,
         )
+
+    def start_at(self, frame: int, motion: Motion, seed: int, neutral: Motion | None = None) -> StreamState:
+        """Begins in the middle, so that the next window finishes the chunk from `frame` on.
+
+        Every frame gets the noise and the motion that it has in a whole stream. `LEAD` frames settle first, and so they
+        do before each keyframe that was found by then, which is sampled again. Without a leap the result is exact.
+
+        Args:
+            frame: A multiple of 4.
+            motion: The driver's from the beginning to 12 frames past `frame` or further.
+            seed: As `start` takes it.
+            neutral: Likewise.
+
+        Returns:
+            A state that has taken in the frames up to 12 past `frame`.
+        """
+        state, end = self.start(motion, seed, neutral), (frame + WARM_UP) // CHUNK
+        tokens = self._retargeted(state, motion[::CHUNK]).tokens
+        for window in keyframe_windows(self.keyframes, self.motion.tokens, tokens, end):
+            self._lead_to(window, state, motion, tokens)
+            self._take_in(state, motion, CHUNK * (window + 1))
+        self._lead_to(end, state, motion, tokens)
+        return state
+
+    def _lead_to(self, window: int, state: StreamState, motion: Motion, tokens: Tensor) -> None:
+        """Runs the windows before this one, from the first that makes a difference on."""
+        begin = window - (WARM_UP + LEAD) // CHUNK
+        if begin - state.window >= WARM_UP // CHUNK:
+            self._leap(begin, state, motion, tokens)
+        self._take_in(state, motion, CHUNK * window)
+
+    def _leap(self, window: int, state: StreamState, motion: Motion, tokens: Tensor) -> None:
+        """Goes on at a later window: its frames begin anew, and all else is as if those between had been run."""
+        noise = deque[Tensor](maxlen=WARM_UP // CHUNK)
+        while state.window < window:
+            self._bank(state, tokens[state.window - WARM_UP // CHUNK])
+            noise.append(self._noise(state.generator, CHUNK))
+            state.window += 1
+        state.frames = CHUNK * window
+        state.recent = motion[max(0, state.frames - WINDOW) : state.frames]
+        inside = self._retargeted(state, state.recent[-WARM_UP:])
+        state.latents = self._noised(torch.cat([*noise], dim=2), self.schedule.warm_up_timesteps(self.device))
+        state.motion_tokens, state.pose_features = inside.tokens, self._pose_features(inside.pose)
+
+    def _take_in(self, state: StreamState, motion: Motion, frames: int) -> None:
+        """Until so many frames are in."""
+        for _ in self.push(state, motion[state.frames : frames]):
+            pass
 
     def resume(self, path: Path) -> StreamState:
         """Reads what `StreamState.save` wrote, for the same reference and settings.
@@ -231,13 +281,11 @@ class Stream:
             The finished oldest chunk, scaled latents (1, 4, 4, h, w). In the first three windows these are warm-up
             frames, which a live stream may show.
         """
-        if self.keyframes.returns(state.window):
-            state.bank, state.keyframes = KeyframeBank(self.motion.tokens), [self.features]
         latents, motion_tokens, pose_features = self._window(state, motion)
+        is_new = self._bank(state, motion_tokens[0])
         denoised = self._denoise(state, latents, motion_tokens, pose_features)
         latents, state.early = denoised.latents, denoised.early
 
-        is_new = state.window >= FIRST_WINDOW and state.bank.admit(motion_tokens[0], self.keyframes.threshold)
         if is_new and len(state.keyframes) < self.keyframes.limit:
             oldest = self._to_network(latents[:, :, 0])
             state.keyframes.append(self.reference_unet(oldest, self.image_embeds))
@@ -253,11 +301,18 @@ class Stream:
         first = CHUNK * (state.window - 1) - WARM_UP
         return chunk[:, :, max(0, -first) : max(0, state.frames - first)]
 
+    def _bank(self, state: StreamState, oldest: Tensor) -> bool:
+        """Before a window: returns to the portrait if that is due, and banks the motion tokens of the window's oldest
+        frame; whether they are new."""
+        if self.keyframes.returns(state.window):
+            state.bank, state.keyframes = KeyframeBank(self.motion.tokens), [self.features]
+        return state.window >= FIRST_WINDOW and state.bank.admit(oldest, self.keyframes.threshold)
+
     def _window(self, state: StreamState, motion: Motion) -> tuple[Tensor, Tensor, Tensor]:
         """Latents (1, 4, 16, h, w), motion tokens (16, 32, 16) and pose features (1, 320, 16, h, w) with the motion of
         four new frames."""
-        newest = self._noised(state.generator, self.schedule.timesteps(0, self.device)[-CHUNK:])
-        motion = retarget_motion(self.motion, motion, state.neutral, self.strength)
+        newest = self._noised(self._noise(state.generator, CHUNK), self.schedule.timesteps(0, self.device)[-CHUNK:])
+        motion = self._retargeted(state, motion)
         return (
             torch.cat([state.latents, newest], dim=2),
             torch.cat([state.motion_tokens, motion.tokens]),
@@ -271,10 +326,16 @@ class Stream:
         tokens = self._to_network(motion_tokens[None])
         return self.denoiser(self.image_embeds, references, latents, tokens, pose_features)
 
-    def _noised(self, generator: torch.Generator, timesteps: Tensor) -> Tensor:
-        """The reference latents at F noise levels, (1, 4, F, h, w)."""
+    def _retargeted(self, state: StreamState, motion: Motion) -> Motion:
+        return retarget_motion(self.motion, motion, state.neutral, self.strength)
+
+    def _noise(self, generator: torch.Generator, frames: int) -> Tensor:
+        """The next (1, 4, F, h, w): drawn in the same order on every device, so that each frame has its own."""
         _, channels, height, width = self.latents.shape
-        noise = torch.randn((1, channels, len(timesteps), height, width), generator=generator)
+        return torch.randn((1, channels, frames, height, width), generator=generator)
+
+    def _noised(self, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The reference latents at F noise levels, (1, 4, F, h, w)."""
         return self.schedule.add_noise(self.latents[:, :, None], to_device(noise, self.device), timesteps)
 
     def _pose_features(self, poses: HeadPose) -> Tensor:

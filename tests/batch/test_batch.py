@@ -2,7 +2,12 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,8 @@ from workers import MortalWorker
 from face import draw_face
 from personalive_core.cli import worker
 from personalive_core.cli.main import main
+from personalive_core.media.video_reader import VideoReader
+from personalive_core.media.video_writer import partial_path
 from personalive_core.weights.find import EXAMPLE, MINIATURE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Ray's Windows is another one")
@@ -28,6 +35,7 @@ def mortal(monkeypatch):
     monkeypatch.setattr(worker, "AnimateWorker", MortalWorker)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray", "mortal")
 def test_two_workers_six_jobs_one_bad_and_one_kill(tmp_path, capsys):
     portrait, other, bad = EXAMPLE / "portrait.png", tmp_path / "other.png", tmp_path / "bad.png"
@@ -75,3 +83,24 @@ def test_two_workers_six_jobs_one_bad_and_one_kill(tmp_path, capsys):
     assert batch(tmp_path / "jobs.csv", "-o", out) == 0
     assert capsys.readouterr().out.endswith("0 done, 0 failed, 5 were there already\n")
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_stopped_leaves_nothing_half_written_and_goes_on(tmp_path):
+    row = {"portrait": str(EXAMPLE / "portrait.png"), "driving": str(EXAMPLE / "driving.mp4")}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(row | {"output": "a.mp4"}))
+    command = [sys.executable, "-m", "personalive_core", "batch", tmp_path / "jobs.jsonl", "-o", tmp_path / "out"]
+    command += ["--weights", MINIATURE, "--gpus", 0, "--set", "width=128", "--set", "height=128"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    begin = partial(subprocess.Popen, list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
+    first, partial_file = begin(), partial_path(tmp_path / "out" / "a.mp4")
+    while first.poll() is None and not (partial_file.is_file() and partial_file.stat().st_size > 2000):
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    assert "the same command makes what is missing" in first.communicate(timeout=60)[1] and first.returncode == 130
+    with VideoReader(partial_file) as video:
+        assert len(list(video)) > 0
+    assert [path for path in (tmp_path / "out").iterdir() if path.name[0] != "."] == []
+    second = begin()
+    second.communicate(timeout=300)
+    assert second.returncode == 0 and [path.name for path in (tmp_path / "out").iterdir()] == ["a.mp4"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from argparse import Namespace
 
 import pytest
 
@@ -14,11 +15,12 @@ from personalive_core.errors import InputError
 from personalive_core.weights.find import EXAMPLE, MINIATURE
 
 INPUTS = {"ref-image": str(EXAMPLE / "portrait.png"), "driving-video": str(EXAMPLE / "driving.mp4")}
+OPTIONS = Namespace(weights=MINIATURE, gpus=0, download=False)
 LINE = {"portrait": INPUTS["ref-image"], "driving": INPUTS["driving-video"]}
 
 
 def job(folder="out", **cells):
-    return job_of(animate_parser(MINIATURE, "cpu"), INPUTS | {k.replace("_", "-"): v for k, v in cells.items()}, folder)
+    return job_of(animate_parser(OPTIONS), INPUTS | {k.replace("_", "-"): v for k, v in cells.items()}, folder)
 
 
 def test_both_kinds_of_table_say_the_same(tmp_path):
@@ -92,6 +94,8 @@ def test_jobs_that_cannot_be(cells, words):
         ([LINE | {"seed": "x"}], [], "line 1: "),
         ([LINE, LINE], [], "the output of line 2 .* and the output of line 1 .* are the same file"),
         ([LINE | {"output": str(EXAMPLE / "driving.mp4")}], [], "--driving-video of line 1 .* would be overwritten"),
+        ([LINE | {"sheet": str(EXAMPLE / "portrait.png")}], [], "--ref-image of line 1 .* would be overwritten"),
+        ([LINE | {"sheet": __file__}], [], "test_jobs.py exists already: give --sheet of line 1 another name"),
         ([LINE], ["--workers", "0"], "--workers is 0"),
         ([LINE], ["--portraits", "a"], "give a table of jobs, or"),
         ([LINE], ["--set", "loops=2"], "line 1: loops is no option"),

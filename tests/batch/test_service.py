@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from personalive_core.cli.serve import job_of
 from personalive_core.errors import InputError
 from personalive_core.weights.find import EXAMPLE, MINIATURE
 
+OPTIONS = Namespace(weights=MINIATURE, gpus=0, download=False)
 TOKEN = {"Authorization": "Bearer secret"}
 FORM = {"portrait": "portrait.png", "driving": "driving.mp4"}
 
@@ -53,7 +55,7 @@ def serving(tmp_path, scenario, workers=1, queue=2, keep=3600.0):
 
     async def run():
         videos = Videos()
-        make = partial(job_of, animate_parser(MINIATURE, "cpu"), 10)
+        make = partial(job_of, animate_parser(OPTIONS), 10)
         service = Service(tmp_path, "secret", make, videos, workers=workers, queue=queue, keep=keep)
         async with TestClient(TestServer(service.application()), headers=TOKEN) as client:
             await asyncio.wait_for(scenario(client, videos), 20)

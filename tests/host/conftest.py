@@ -1,5 +1,6 @@
 """Real hosts, each started once. They are ComfyUI checkouts with a `.venv`: COMFYUI_PATH names one or more (separated
-as in PATH), else ~/ComfyUI* are taken. COMFYUI_ARGUMENTS replaces `--cpu --fp32-text-enc --preview-method auto`."""
+as in PATH), else ~/ComfyUI* are taken. COMFYUI_ARGUMENTS replaces `--cpu --fp32-text-enc --preview-method auto`.
+VIDEOHELPERSUITE_PATH names a checkout of ComfyUI-VideoHelperSuite, for the one test that needs it."""
 
 import os
 import shlex
@@ -69,6 +70,8 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     (base / "models").symlink_to(request.getfixturevalue("models"))
     (base / "custom_nodes" / "personalive").symlink_to(REPOSITORY)
     (base / "custom_nodes" / "personalive_tests").symlink_to(HERE / "pack")
+    if other := os.environ.get("VIDEOHELPERSUITE_PATH"):
+        (base / "custom_nodes" / "videohelpersuite").symlink_to(Path(other).resolve())
     write_inputs(base / "input")
     for folder in ("input", "output"):
         write_links_to_nowhere(base / folder / "strange", ".motion.safetensors")

@@ -95,6 +95,16 @@ errors = tiny.unet_errors("unets_tiny", tiny.UNET)
 print(*stored)
 print(errors["noise_pred"], max(errors.values()))
 """
+WITHOUT_FP8 = """
+import comfy.model_management
+from personalive.nodes import load
+
+comfy.model_management.supports_cast = lambda device, dtype: dtype != torch.float8_e4m3fn
+try:
+    load.load_model(None, "fp8")
+except load.InputError as error:
+    print(error)
+"""
 
 
 def run(host, program: str, *switches: str) -> list[str]:
@@ -136,6 +146,11 @@ def test_convolutions_are_channels_last_only_on_their_device(host):
     """The host pins contiguous weights alone."""
     lines = run(host, LAYOUT)[-5:]
     assert lines == ["False True"] * 2 + ["True False"] * 2 + ["stay: True True True"]
+
+
+@pytest.mark.newest_host
+def test_fp8_where_the_host_has_none_is_refused(host):
+    assert "ComfyUI cannot use fp8 on cpu" in run(host, WITHOUT_FP8)[-1]
 
 
 def test_fp8_is_cast_by_the_host_and_close_to_the_golden(host):

@@ -1,7 +1,9 @@
-"""The host's page in Chromium: its search finds the nodes, our types keep their colours, nodes can be bypassed."""
+"""The host's page in Chromium: search, colours, bypassed nodes, the button of the subgraph. CONTRIBUTING.md says how to
+run this with a newer page."""
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser, Page
@@ -61,6 +63,16 @@ GRAPH = """(async (modes) => {
         [class_type, prompt[inputs.motion?.[0]]?.class_type ?? null]));
 })"""
 
+TEMPLATE = Path(__file__).parents[2] / "workflows" / "1 Try it without downloads.json"
+# Opens the template, again if the page has opened a workflow of its own since, and then presses the button.
+PRESS = f"""(async () => {{
+    const node = app.graph.nodes.find(node => node.subgraph);
+    const button = node?.widgets.find(widget => widget.name === "Download weights");
+    if (button) button.callback();
+    else await app.loadGraphData({TEMPLATE.read_text("utf-8")});
+    return Boolean(button);
+}})()"""
+
 
 async def open_page(browser: Browser, host) -> Page:
     page = await browser.open(f"http://127.0.0.1:{host.port}/")
@@ -105,5 +117,24 @@ def test_a_bypassed_node_passes_the_motion_on_and_a_muted_one_is_left_out(host):
             assert plain["PersonaLiveSample"] == plain["PersonaLivePreviewMotion"] == "PersonaLiveAdjustMotion"
             found = await page.evaluate(f"{GRAPH}({{AdjustMotion: {BYPASS}, PreviewMotion: {NEVER}}})")
             assert found == {"PersonaLiveExtractMotion": None, "PersonaLiveSample": "PersonaLiveExtractMotion"}
+
+    asyncio.run(look())
+
+
+def test_the_subgraphs_own_node_downloads_the_weights_in_the_users_language(host):
+    async def look() -> None:
+        async with Browser(None) as browser:
+            page = await open_page(browser, host)
+            await page.wait(PRESS)
+            await page.wait("document.querySelector('dialog')?.innerText.includes('for research use')")
+            prompt = await page.evaluate("app.graphToPrompt().then(found => JSON.stringify(found))")
+            assert "Download weights" not in prompt
+            await page.evaluate("document.querySelector('dialog').close()")
+            await page.evaluate("app.extensionManager.setting.set('Comfy.Locale', 'ja')")
+            try:
+                await page.wait(PRESS)
+                await page.wait("document.querySelector('dialog')?.innerText.includes('研究目的')")
+            finally:
+                await page.evaluate("app.extensionManager.setting.set('Comfy.Locale', 'en')")
 
     asyncio.run(look())

@@ -2,6 +2,7 @@
 
 In this order a test finds results of the one before it in the host's cache, which saves time and nothing else."""
 
+import os
 import time
 
 import av
@@ -10,6 +11,7 @@ import pytest
 import torch
 from prompts import node, sampling, video
 from results import latents, saved, succeed
+from safetensors.torch import load_file, save_file
 from server import Server
 
 from media import FRAMES, RATE, SIZE, read_frames
@@ -123,6 +125,38 @@ def test_assemble_video_decodes_as_the_host_does(host):
     found = succeed(host, prompt).outputs["compare"]
     assert found["frames"] == [1]
     assert found["error"][0] < 1e-4
+
+
+def test_assemble_video_decodes_with_the_hosts_taesd_by_one_switch(host):
+    folder, prompt = host.base / "models" / "vae_approx", video()
+    folder.mkdir(exist_ok=True)
+    prompt["assemble"]["inputs"]["small_decoder"] = True
+    run = host.run(prompt)
+    assert run.node == "assemble" and "the small decoder is not in models/vae_approx" in run.error
+    weights = {
+        key.removeprefix("taesd_decoder."): value
+        for key, value in load_file(host.base / "models" / "vae" / "taesd.safetensors").items()
+        if key.startswith("taesd_decoder.")
+    }
+    last = max(weights, key=lambda key: int(key.split(".")[0]) + key.endswith("bias") / 2)
+    brighter = weights | {last: weights[last] + 1}
+    contents = {"the same": weights, "brighter": brighter, "more": weights | {"more": torch.zeros(1)}}
+    frames, file = {}, folder / "taesd_decoder.safetensors"
+    try:
+        for i, (name, content) in enumerate(contents.items()):
+            save_file(content, file)
+            os.utime(file, (i + 1, i + 1))
+            prompt["assemble"]["inputs"]["frame_rate"] = 20.0 + i  # so that the host runs it again
+            run = host.run(prompt)
+            if name != "more":
+                assert run.error is None, run.error
+                frames[name] = read_frames(saved(host, run, "save")).astype(int)
+        assert run.node == "assemble" and "is not TAESD (missing, unknown or of another shape: more)" in run.error
+    finally:
+        file.unlink()
+    plain = read_frames(saved(host, succeed(host, video()), "save")).astype(int)
+    assert np.abs(frames["the same"] - plain).mean() < 8  # another rate is coded in another way
+    assert (frames["brighter"] - plain).mean() > 20
 
 
 def test_the_decoder_is_of_one_type_although_the_host_keeps_that_of_the_file(host):

@@ -31,12 +31,12 @@ def lora(models):
     weights = torch.load(merged / "denoising_unet.pth", weights_only=True)
     lora = {}
     for layer, kernel in LAYERS.items():
-        weight = weights[f"down_blocks.1.{layer}.weight"]
+        weight = weights[f"down_blocks.2.{layer}.weight"]
         outputs, inputs = weight.shape[:2]
         up, down = normal(f"up {layer}", outputs, RANK), normal(f"down {layer}", RANK, inputs * kernel**2) / inputs**0.5
         weight += STRENGTH * ALPHA / RANK * (up @ down).reshape(weight.shape)
         square = (1, 1) if weight.ndim == 4 else ()
-        name = f"lora_unet_down_blocks_1_{layer.replace('.', '_')}"
+        name = f"lora_unet_down_blocks_2_{layer.replace('.', '_')}"
         lora[f"{name}.lora_up.weight"] = up.reshape(outputs, RANK, *square)
         lora[f"{name}.lora_down.weight"] = down.reshape(RANK, *weight.shape[1:])
         lora[f"{name}.alpha"] = torch.tensor(ALPHA)
@@ -70,6 +70,17 @@ def test_a_lora_has_the_effect_of_merged_weights_and_goes_with_its_node(host, lo
     prompt = patched()
     prompt["sample"]["inputs"]["return_every"] = 100.0  # runs again, on the same network, without the patches
     assert torch.equal(latents(host, succeed(host, prompt)), plain)
+
+
+def test_a_lora_of_another_model_is_said_to_change_nothing(host, lora, models):
+    file = models / "loras" / "another.safetensors"
+    save_file(
+        {"lora_unet_nowhere.lora_up.weight": torch.ones(8, 1), "lora_unet_nowhere.lora_down.weight": torch.ones(1, 8)},
+        file,
+    )
+    run = succeed(host, patched(node("LoraLoaderModelOnly", lora_name=file.name, strength_model=STRENGTH)))
+    assert run.texts["sample"][0].startswith("What is connected to 'unet' changes nothing")
+    assert torch.equal(latents(host, run), latents(host, succeed(host, patched())))
 
 
 def test_a_lora_on_fp8_is_refused(host, lora):

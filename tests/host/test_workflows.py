@@ -147,11 +147,11 @@ def box(item: dict, taller: float = 0) -> tuple[float, float, float, float]:
     return x, y - TITLE, x + width, y + height + taller
 
 
-def pages(template: dict) -> list[tuple[list[dict], list[list]]]:
-    """The nodes that stand together, notes too, and their links but those to the ends of a subgraph."""
-    standing = [template["nodes"], *(graph["nodes"] for graph in template["definitions"]["subgraphs"])]
-    links = [[link for link in links if link[1] > 0 and link[3] > 0] for _, links in graphs(template)]
-    return list(zip(standing, links, strict=True))
+def pages(template: dict) -> list[tuple[list[dict], list[list], list[dict]]]:
+    """The nodes that stand together, notes too, their links but those to the output of a subgraph, and its inputs."""
+    standing = [(template["nodes"], []), *((g["nodes"], g["inputs"]) for g in template["definitions"]["subgraphs"])]
+    links = [[link for link in links if link[3] > 0] for _, links in graphs(template)]
+    return [(nodes, found, inputs) for (nodes, inputs), found in zip(standing, links, strict=True)]
 
 
 @every_template
@@ -164,7 +164,7 @@ def test_opens_at_a_readable_size(name):
 
 @every_template
 def test_no_node_stands_on_another(name):
-    for nodes, _ in pages(read(TEMPLATES, name)):
+    for nodes, _, _ in pages(read(TEMPLATES, name)):
         for one, other in permutations(nodes, 2):
             left, top, right, bottom = box(one, TALLER + WIDGET * len(one.get("widgets_values", [])))
             x, y, end, _ = box(other)
@@ -185,16 +185,17 @@ def end_of(item: dict, slot: int, is_output: bool) -> tuple[float, float]:
 
 @every_template
 def test_no_wire_runs_backwards_or_behind_a_node(name):
-    for nodes, links in pages(read(TEMPLATES, name)):
+    for nodes, links, inputs in pages(read(TEMPLATES, name)):
         numbered = {item["id"]: item for item in nodes}
         for _, source, output, target, slot, _ in links:
-            ends = end_of(numbered[source], output, True), end_of(numbered[target], slot, False)
+            start = inputs[output]["pos"] if source == INPUT_NODE else end_of(numbered[source], output, True)
+            ends = start, end_of(numbered[target], slot, False)
             assert ends[0][0] < ends[1][0]
             others = [box(item) for number, item in numbered.items() if number not in (source, target)]
             hidden = [
                 point for point in curve(*ends) for b in others if b[0] < point[0] < b[2] and b[1] < point[1] < b[3]
             ]
-            assert not hidden, (numbered[source]["type"], numbered[target]["type"])
+            assert not hidden, (source, numbered[target]["type"])
 
 
 def curve(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float]]:

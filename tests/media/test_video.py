@@ -333,3 +333,33 @@ def test_what_the_encoder_fails_with_comes_out_and_nothing_is_left(tmp_path, mon
         for i in range(50):  # more than may wait for the encoder
             video.write(np.zeros((64, 64, 3), np.uint8), i / Fraction(25))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize("rate", [NTSC, None])
+def test_joined_pieces_are_one_video(tmp_path, suffix, rate):
+    """Frames, times, end and sound of one run, at a constant rate and at a varying one; more frames than a segment."""
+    ticks = np.cumsum(np.random.default_rng(1).integers(1500, 4500, 130))
+    times = [i / rate if rate else Fraction(int(t - ticks[0]), 90000) for i, t in enumerate(ticks)]
+    rate = rate or 130 / (times[-1] + Fraction(1, 30))
+    settings = dict(time_base=Fraction(1, 90000) if rate != NTSC else Fraction(1, 30000))
+    sound = dict(audio_from=write_source(tmp_path / "source.mp4", seconds=6.0), audio_start=Fraction(1, 5))
+    whole = write_clip(tmp_path / f"whole{suffix}", times, rate, **settings, **sound)
+    seams = [0, 60, 64, 130]
+    with VideoWriter(joined := tmp_path / f"joined{suffix}", 64, 48, rate, **settings, **sound) as writer:
+        for i, (begin, end) in enumerate(pairwise(seams)):
+            with VideoWriter(piece := tmp_path / f"{i}.mp4", 64, 48, rate, **settings) as of_piece:
+                for k in range(begin, end):
+                    of_piece.write(flat(20 + 10 * k % 200), times[k] - times[begin])
+                of_piece.finish(end=times[end] - times[begin] if end < 130 else None)
+            writer.append(piece)
+    read = []
+    for path in (whole, joined):
+        with VideoReader(path) as reader, av.open(str(path)) as container:
+            frames = [(frame.time, int(frame.pixels.mean())) for frame in reader]
+            packets = [(p.pts, p.duration) for p in container.demux(video=0) if p.size]
+            read.append((reader.metadata, frames, packets, container.duration, read_sound(path)))
+    assert read[0] == read[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["0.mp4", "1.mp4", "2.mp4", "source.mp4", whole.name, joined.name]
+    )

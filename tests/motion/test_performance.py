@@ -189,6 +189,8 @@ def test_frames_keep_their_times_where_nothing_asks_for_others():
     found = performance.adjusted(Adjustment(start=1, count=4, smoothing=2.0))
     assert found.times == tuple(time - uneven(50)[1] for time in uneven(50)[1:5])
     assert performance.at_constant_rate().times is None
+    slow = Performance(motion_of("long", 4), Fraction(1, 2), times=tuple(map(Fraction, (0, 2, 3, 6))))
+    assert slow.at_constant_rate().frame_rate == 1 and len(slow.at_constant_rate().motion) == 8
 
 
 def test_milliseconds_that_round_are_a_constant_rate():

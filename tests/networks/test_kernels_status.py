@@ -51,12 +51,14 @@ def test_an_old_gpu_gets_a_reason(monkeypatch: pytest.MonkeyPatch):
     assert module is None and "7.5" in reason
 
 
-def test_without_triton_the_status_says_what_to_type(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("platform, package", [("win32", "triton-windows"), ("linux", "triton")])
+def test_without_triton_the_status_says_what_to_type(monkeypatch: pytest.MonkeyPatch, platform: str, package: str):
+    monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.delattr("personalive_core.networks.kernels")
     monkeypatch.delitem(sys.modules, "personalive_core.networks.kernels")
     monkeypatch.setitem(sys.modules, "triton", None)
     module, reason = fused._load_kernels(DEVICE)
-    assert module is None and "pip install triton" in reason
+    assert module is None and reason == f"install Triton: {sys.executable} -m pip install {package}"
 
 
 def test_the_status_of_a_cpu():

@@ -1,0 +1,88 @@
+"""How much sooner one long video is there if several GPUs make it in pieces.
+
+    python tests/gpu/split.py WEIGHTS PORTRAIT DRIVING
+
+WEIGHTS is a folder made by `tests/weights_folder.py` and converted. Times are from loaded and warm workers to the
+finished file. The video is made from the driving video, whose motion one worker extracts first, and from a motion file.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import ray
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parents[1])]
+
+from personalive_core.batch.cluster import connected, hiring, threads
+from personalive_core.batch.driver import Batch, Outcome
+from personalive_core.batch.jobs import Job
+from personalive_core.cli.batch import animate_parser, job_of
+from personalive_core.cli.main import main as personalive
+from personalive_core.cli.split import Pieces
+from personalive_core.cli.worker import AnimateWorker
+from personalive_core.media.video_reader import VideoReader
+
+
+def seconds(job: Job, pieces: int, warm_up: Job, workers: int, on_cpu: bool) -> float:
+    """From ready workers to the joined video."""
+    outcomes = list[Outcome]()
+    with connected(None, 0 if on_cpu else None, workers) as cluster:
+        hire = partial(hiring(AnimateWorker, cluster), job.options, threads(workers))
+        hired = [hire() for _ in range(pieces)]
+        for i, worker in enumerate(hired):  # one after the other, as they compile into one cache
+            ray.get(worker.prepare.remote())
+            Path(warm_up.output).unlink(missing_ok=True)
+            ray.get(worker.animate.remote(warm_up, None, None))
+            print(f"worker {i + 1} of {pieces} is warm", file=sys.stderr)
+        split, begun = Pieces([job], lambda job: pieces, outcomes.append), time.perf_counter()
+        Batch(split.jobs, iter(hired).__next__, pieces, split.finished, lambda progress: None).run()
+        passed = time.perf_counter() - begun
+    if outcomes[0].failure:
+        sys.exit(outcomes[0].failure)
+    with VideoReader(Path(job.output)) as video:
+        frames = sum(1 for _ in video)
+    assert frames == outcomes[0].frames, "the file lacks frames"
+    return passed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("weights", "portrait", "driving"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--gpus", type=int, default=4, help="pieces, each on a GPU of its own")
+    parser.add_argument("--frames", type=int, default=0, help="driving frames to use; 0 is all")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--cpu", action="store_true", help="workers on the CPU, to try this program")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    device = "cpu" if options.cpu else "auto"
+    motion = folder / "motion.safetensors"
+    size = ["-W", str(options.size), "-H", str(options.size), "--device", device, "--weights", str(options.weights)]
+    inputs = ["--ref-image", str(options.portrait), "--driving-video", str(options.driving)]
+    arguments = [*inputs, *size, "-L", str(options.frames), "--save-motion", str(motion), "-o", str(folder / "0.mp4")]
+    if personalive(["animate", *arguments]):
+        sys.exit("the motion could not be extracted")
+
+    def job(name: str, **cells: object) -> Job:
+        always = {"ref-image": options.portrait.absolute(), "width": options.size, "height": options.size}
+        parsed = animate_parser(options.weights.absolute(), device)
+        return job_of(parsed, always | {"max-frames": options.frames, "output": name} | cells, str(folder))
+
+    from_video, from_file = {"driving-video": options.driving.absolute()}, {"motion": motion}
+    for what, source in (("driving video", from_video), ("motion file", from_file)):
+        warm_up = job("warm.mp4", **source | {"max-frames": 60})
+        times = {
+            pieces: seconds(job(f"{what} {pieces}.mp4", **source), pieces, warm_up, options.gpus, options.cpu)
+            for pieces in (1, options.gpus)
+        }
+        ratio = times[1] / times[options.gpus]
+        print(f"{what}: whole {times[1]:.1f} s, in {options.gpus} pieces {times[options.gpus]:.1f} s, {ratio:.2f} x")
+
+
+if __name__ == "__main__":
+    main()
