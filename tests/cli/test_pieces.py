@@ -160,7 +160,7 @@ def test_what_is_left_out_is_said_and_a_bad_video_stops_before_any_work(
 
 
 def job_of(portrait: Path, driving: Path, output: Path, **cells) -> Job:
-    parser = batch.animate_parser(Path("weights"), "cpu")
+    parser = batch.animate_parser(Namespace(weights=Path("weights"), gpus=0, download=False))
     cells = {"ref-image": portrait, "driving-video": driving, "width": 128, "height": 128, "max-frames": 0} | cells
     return batch.job_of(parser, cells, str(output.parent))
 
