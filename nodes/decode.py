@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import comfy.ldm.modules.diffusionmodules.model as ldm
@@ -76,14 +77,23 @@ def small_decoder():
     Raises:
         InputError: It is not there, or not what it should be.
     """
-    names = [name for name in folder_paths.get_filename_list(APPROXIMATE) if name.startswith("taesd_decoder.")]
+    names = _taesd_files()
     if not names:
         raise InputError(
-            f"the small decoder is not in models/{APPROXIMATE}: put {TAESD.address} there, or switch off "
-            "'small_decoder' in Assemble Video."
+            f"the small decoder is not in models/{APPROXIMATE}: press 'Download TAESD' on Assemble Video, or put "
+            f"{TAESD.address} there."
         )
     path = folder_paths.get_full_path_or_raise(APPROXIMATE, names[0])
     return _load_taesd(path, os.path.getmtime(path))
+
+
+def missing_taesd() -> tuple[Path, list[hub.HubFile]]:
+    """The folder for it, and the file that is not there."""
+    return Path(folder_paths.get_folder_paths(APPROXIMATE)[0]), [] if _taesd_files() else [TAESD]
+
+
+def _taesd_files() -> list[str]:
+    return [name for name in folder_paths.get_filename_list(APPROXIMATE) if name.startswith("taesd_decoder.")]
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from server import PromptServer
 
 from ..personalive_core.errors import InputError
 from ..personalive_core.weights import hub
+from .decode import missing_taesd
 from .detectors import missing_detectors
 from .live import live_server
 from .weights import OFFICIAL, convert_official, missing_official, weight_sets
@@ -63,9 +64,15 @@ def _download_yunet(progress: hub.Progress) -> str:
     return "The detector yunet is there. Press Run."
 
 
+def _download_taesd(progress: hub.Progress) -> str:
+    hub.download(*missing_taesd(), progress)
+    return "TAESD is there. Switch on small_decoder, and press Run."
+
+
 _TASKS: dict[str, Callable[[hub.Progress], str]] = {
     "official": _download_official,
     "yunet": _download_yunet,
+    "taesd": _download_taesd,
     "convert": convert_official,
 }
 _job: _Job | None = None
@@ -92,13 +99,14 @@ async def _status(request: web.Request) -> web.Response:
         {
             "official": _described(weight_sets()[OFFICIAL], missing_official()),
             "yunet": _described(*missing_detectors()),
+            "taesd": _described(*missing_taesd()),
             "job": job,
         }
     )
 
 
 async def _start(request: web.Request) -> web.Response:
-    """{"task": "official", "yunet", "convert" or "stop"}; JSON, which no form of another page can send."""
+    """{"task": "official", "yunet", "taesd", "convert" or "stop"}; JSON, which no form of another page can send."""
     global _job
     live_server().check_origin(request)
     task = (await request.json())["task"] if request.content_type == "application/json" else None

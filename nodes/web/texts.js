@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 const ENGLISH = {
   official: "PersonaLive's weights are for research use: read the terms of the repositories first.",
   yunet: "YuNet finds faces. It comes from OpenCV's repository on the Hugging Face hub.",
+  taesd: "TAESD decodes faster and softer than the VAE. It comes from its author's repository on the Hugging Face hub.",
   convert: "This writes the six .pth files again as .safetensors in half precision (5.3 GB). They load faster and are used "
     + "from then on.",
   missing: "Still to download:",

@@ -7,6 +7,7 @@ const BUTTONS = {
   PersonaLiveLoadModel: [["Download weights", "official"], ["Convert to half the size", "convert"]],
   PersonaLiveCropPortrait: [["Download yunet", "yunet"]],
   PersonaLiveCropDriving: [["Download yunet", "yunet"]],
+  PersonaLiveAssembleVideo: [["Download TAESD", "taesd"]],
 };
 function element(name, text = "", ...children) {
   const made = Object.assign(document.createElement(name), { textContent: text });

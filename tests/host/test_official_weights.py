@@ -285,3 +285,13 @@ def test_offline(host, stand_in, fresh):
     assert "denoising_unet.pth could not be fetched (the hub cannot be reached" in error
     for address, target in zip(stand_in.files, TARGETS.values(), strict=True):
         assert f"{stand_in.address}{address} -> {(host.base / 'models' / target).parent}\n" in f"{error}\n"
+
+
+def test_the_small_decoder_is_fetched_by_its_button(host, stand_in, fresh):
+    (offered,) = host.get("personalive/weights")["taesd"]
+    assert offered["address"].endswith("/taesd_decoder.safetensors")
+    assert Path(offered["folder"]) == host.base / "models" / "vae_approx"
+    stand_in.files[offered["address"].removeprefix(stand_in.address)] = bytes(1000)
+    assert "TAESD is there" in press(host, "taesd")["text"]
+    assert (host.base / "models" / "vae_approx" / "taesd_decoder.safetensors").read_bytes() == bytes(1000)
+    assert host.get("personalive/weights")["taesd"] == []
