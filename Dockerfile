@@ -2,10 +2,10 @@
 # The driver comes from the host (NVIDIA Container Toolkit), CUDA's libraries with PyTorch.
 FROM python:3.12-slim
 
-# Triton compiles its launchers with a C compiler.
+# Triton compiles its launchers with a C compiler; KubeRay asks for a node's health with wget.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev wget \
     && rm -rf /var/lib/apt/lists/*
 
 # The libraries first: they change less often than the program, whose pyproject.toml says which versions will do.

@@ -4,6 +4,7 @@ and the second of two NVIDIA GPUs, which notices whatever goes to the first."""
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 MPS, SECOND = torch.device("mps", 0), torch.device("cuda", 1)
 SCORES = 300_000  # that attention may make at once; the tests have small pictures
@@ -73,10 +73,10 @@ class StandInDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs, leaves = dict(kwargs or {}), []
-        if torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd"):
+        if _is_composite(function):
             with self:  # inference mode does not take it apart itself
                 return function.decompose(*args, **kwargs)
-        tree_map(lambda x: leaves.append(x) if isinstance(x, Tensor) else None, (args, kwargs))
+        _mapped(lambda x: leaves.append(x) if isinstance(x, Tensor) else None, (args, kwargs))
         on_device = [x for x in leaves if isinstance(x, DeviceTensor)]
         target = kwargs.get("device")
         if target is not None and leaves and torch.device(target).type == "meta":
@@ -94,7 +94,7 @@ class StandInDevice(TorchDispatchMode):
         if makes and target is not None:
             assert torch.device(target).index in (None, self.device.index), f"{function} on {target}"
             kwargs["device"] = torch.device("cpu")
-        args_there, kwargs_there = tree_map(_unwrapped, args), tree_map(_unwrapped, kwargs)
+        args_there, kwargs_there = _mapped(_unwrapped, args), _mapped(_unwrapped, kwargs)
         found = function(*args_there, **kwargs_there)
         if self.captured is not None:
             assert name != "_local_scalar_dense", "a capture cannot wait for a number"
@@ -109,7 +109,7 @@ class StandInDevice(TorchDispatchMode):
             with torch.inference_mode(False):  # whose tensors PyTorch could not mark as views of weights
                 return written[id(x)] if id(x) in written else DeviceTensor(x, self.device) if makes else x
 
-        return tree_map(wrapped, found)
+        return _mapped(wrapped, found)
 
     def _check(self, function: Any, name: str, args: tuple, kwargs: dict, leaves: list[Tensor], makes: bool) -> None:
         moves = name in ("_to_copy", "copy_")
@@ -126,6 +126,18 @@ class StandInDevice(TorchDispatchMode):
         for refuses in REFUSALS:
             if refuses(name, args):
                 raise Refused(f"{function} of {[tuple(x.shape) for x in leaves]}")
+
+
+@cache
+def _is_composite(function: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
+
+
+def _mapped(change: Callable[[Any], Any], x: Any) -> Any:
+    """Applies a function to all that arguments or results hold."""
+    if isinstance(x, dict):
+        return {key: _mapped(change, value) for key, value in x.items()}
+    return type(x)(_mapped(change, y) for y in x) if type(x) in (tuple, list) else change(x)
 
 
 def _unwrapped(x: Any) -> Any:

@@ -248,7 +248,7 @@ INSIDE = {
     "sample": (4, 400),
     "assemble": (5, -20),
 }
-INSIDE_INPUTS = 280  # y of the subgraph's inputs
+INSIDE_INPUTS = 310  # y of the subgraph's inputs
 
 
 def tight(places: dict[str, tuple[float, int]]) -> dict[str, tuple[float, int, int]]:
@@ -337,7 +337,7 @@ WORKFLOWS = {
                 "encoders": (1.03, 0),
                 "reference": (2, 80),
                 "motion": (3, 340),
-                "keep": (4, 130),
+                "keep": (4, 112),
                 "adjust": (4, 430),
                 "sample": (5, 280),
                 "assemble": (6, 50),

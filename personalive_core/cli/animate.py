@@ -167,6 +167,13 @@ def extract(options: argparse.Namespace, pipeline: "Pipeline") -> Extracted:
         return _extracted(_motions(pipeline, options, recorder, DrivingOptions(options), driver.frames), recorder)
 
 
+def say_left_out(options: argparse.Namespace, driver: Driver) -> None:
+    """Where it is known already, how many frames `--max-frames` leaves out."""
+    if driver.left_out:
+        left_out = f"{driver.left_out} frames of {driver.name}"
+        print(f"--max-frames {options.max_frames} leaves out {left_out}; --max-frames 0 takes all", file=sys.stderr)
+
+
 def performed(
     driver: Driver, adjustment: Adjustment, extracted: Extracted | None
 ) -> tuple[Performance, Sequence[Fraction]]:
@@ -254,9 +261,7 @@ def animate_file(
     )
     if not begin:
         checkpoint.remove()
-    if driver.left_out:
-        left_out = f"{driver.left_out} frames of {driver.name}"
-        print(f"--max-frames {options.max_frames} leaves out {left_out}; --max-frames 0 takes all", file=sys.stderr)
+    say_left_out(options, driver)
     pipeline = pipeline or load_pipeline(options)
     picture = crop.portrait(pipeline.motion_extractor, pipeline.device)
     reference = reference or pipeline.encode_reference(picture)

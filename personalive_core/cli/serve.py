@@ -64,7 +64,7 @@ def serve(options: argparse.Namespace, cluster: Cluster) -> None:
         from ray import serve
     except ImportError as error:
         raise InputError(f"this needs Ray Serve ({error}): run  pip install 'ray[serve]'  and try again.") from error
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     from ..batch.service import Service
     from .worker import PreparedWorker
 

@@ -24,7 +24,16 @@ from ..media.video_writer import VideoWriter
 from ..sampling.keyframes import KeyframeSettings
 from ..sampling.reference import Reference
 from ..sampling.split import lead_frames, split_motion
-from .animate import Extracted, check_files, check_options, extract, load_pipeline, performed, settings_of
+from .animate import (
+    Extracted,
+    check_files,
+    check_options,
+    extract,
+    load_pipeline,
+    performed,
+    say_left_out,
+    settings_of,
+)
 from .crop_options import CropOptions
 from .motion_options import open_driver
 from .options import arithmetic
@@ -47,11 +56,14 @@ def animate_in_pieces(options: Namespace, output: Path) -> None:
     for name in UNSPLIT:
         if getattr(options, name):
             raise InputError(f"--{name.replace('_', '-')} does not go with --split: leave one of them out.")
-    check_options(options)
+    adjustment = check_options(options)
     check_files(options, output)
     CropOptions(options)  # refuses what cannot be
+    with open_driver(options, adjustment) as driver:
+        frames = len(driver.performance.motion) if driver.performance else driver.result_count(adjustment)
+        say_left_out(options, driver)
     begun, outcomes = time.perf_counter(), list[Outcome]()
-    pieces = Pieces([Job(output.name, str(output), options)], lambda job: options.split, outcomes.append)
+    pieces = Pieces([Job(output.name, str(output), options, frames)], lambda job: options.split, outcomes.append)
     devices = torch.cuda.device_count() if options.device in ("auto", "cuda") else 1
     try:
         (_make_at_once if devices > 1 else _make_in_turn)(pieces)
@@ -85,6 +97,7 @@ def _make_at_once(pieces: "Pieces") -> None:
     with redirect_stdout(sys.stderr), connected(None, None, 1) as cluster, tqdm(unit="frame") as bar:
 
         def watch(progress: Progress) -> None:
+            bar.total = progress.frames + progress.frames_left
             bar.update(progress.frames - bar.n)
 
         options = pieces.jobs[0].options

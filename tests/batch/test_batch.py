@@ -90,7 +90,7 @@ def test_a_batch_that_is_stopped_leaves_nothing_half_written_and_goes_on(tmp_pat
     row = {"portrait": str(EXAMPLE / "portrait.png"), "driving": str(EXAMPLE / "driving.mp4")}
     (tmp_path / "jobs.jsonl").write_text(json.dumps(row | {"output": "a.mp4"}))
     command = [sys.executable, "-m", "personalive_core", "batch", tmp_path / "jobs.jsonl", "-o", tmp_path / "out"]
-    command += ["--weights", MINIATURE, "--gpus", 0, "--set", "width=128", "--set", "height=128"]
+    command += ["--weights", MINIATURE, "--gpus", 0, "--workers", 2, "--set", "width=128", "--set", "height=128"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     begin = partial(subprocess.Popen, list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
     first, partial_file = begin(), partial_path(tmp_path / "out" / "a.mp4")

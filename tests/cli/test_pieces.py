@@ -147,8 +147,20 @@ def test_what_cannot_be_split(pipeline, portrait, driving, tmp_path, capsys, mor
     assert not (tmp_path / "out.mp4").exists()
 
 
+def test_what_is_left_out_is_said_and_a_bad_video_stops_before_any_work(
+    pipeline, portrait, driving, tmp_path, monkeypatch, capsys
+):
+    run = ["-L", "100", "--keyframes", "0", "--split", "2"]
+    assert animate(tmp_path, portrait, driving, tmp_path / "out.mp4", *run) == 0
+    assert "--max-frames 100 leaves out 30 frames of driving.mp4" in capsys.readouterr().err
+    monkeypatch.setattr(split, "load_pipeline", None)  # the work
+    (bad := tmp_path / "bad.mp4").write_text("no video")
+    assert animate(tmp_path, portrait, bad, tmp_path / "other.mp4", *run) == 2
+    assert str(bad) in capsys.readouterr().err
+
+
 def job_of(portrait: Path, driving: Path, output: Path, **cells) -> Job:
-    parser = batch.animate_parser(Path("weights"), "cpu")
+    parser = batch.animate_parser(Namespace(weights=Path("weights"), gpus=0, download=False))
     cells = {"ref-image": portrait, "driving-video": driving, "width": 128, "height": 128, "max-frames": 0} | cells
     return batch.job_of(parser, cells, str(output.parent))
 

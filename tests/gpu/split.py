@@ -60,9 +60,9 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="workers on the CPU, to try this program")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
-    device = "cpu" if options.cpu else "auto"
+    device, weights = "cpu" if options.cpu else "auto", options.weights.absolute()
     motion = folder / "motion.safetensors"
-    size = ["-W", str(options.size), "-H", str(options.size), "--device", device, "--weights", str(options.weights)]
+    size = ["-W", str(options.size), "-H", str(options.size), "--device", device, "--weights", str(weights)]
     inputs = ["--ref-image", str(options.portrait), "--driving-video", str(options.driving)]
     arguments = [*inputs, *size, "-L", str(options.frames), "--save-motion", str(motion), "-o", str(folder / "0.mp4")]
     if personalive(["animate", *arguments]):
@@ -70,7 +70,7 @@ def main() -> None:
 
     def job(name: str, **cells: object) -> Job:
         always = {"ref-image": options.portrait.absolute(), "width": options.size, "height": options.size}
-        parsed = animate_parser(options.weights.absolute(), device)
+        parsed = animate_parser(argparse.Namespace(weights=weights, gpus=0 if options.cpu else None, download=False))
         return job_of(parsed, always | {"max-frames": options.frames, "output": name} | cells, str(folder))
 
     from_video, from_file = {"driving-video": options.driving.absolute()}, {"motion": motion}
