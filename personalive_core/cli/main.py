@@ -67,7 +67,7 @@ def _run(arguments: list[str]) -> int:
     except (InputError, OSError) as error:
         _report(str(error))
     except torch.cuda.OutOfMemoryError as error:
-        _report(f"the GPU has too little memory ({error}): use a smaller -W and -H.")
+        _report(f"the GPU has too little memory ({error}): use a smaller -W and -H, or --dtype fp8.")
     return 2
 
 

@@ -1,13 +1,14 @@
 """Streamed blocks: the same bits, each block's weights there when it runs, and the next one's copy under way."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from personalive_core.networks.fp8 import store_in_fp8
-from personalive_core.sampling.block_streaming import SLOTS, BlockStreaming, evenly_spread
+from personalive_core.sampling.block_streaming import SLOTS, BlockStreaming, CudaCopies, evenly_spread
 from personalive_core.sampling.window import Denoiser
 from seeded import normal
 from streams import motion_of, run, small_stream
@@ -141,3 +142,59 @@ def test_what_stays_fits_and_is_spread_evenly():
         assert sum(size for size, is_kept in zip(sizes, stay, strict=True) if is_kept) <= kept
     assert all(stay) and not any(evenly_spread(sizes, 0))
     assert evenly_spread([1] * 6, 3) == [False, True] * 3
+
+
+class LoggingStream:
+    """Writes down what is put on it; an event is the number of the entry that recorded it."""
+
+    def __init__(self, name: str, log: list):
+        self.name, self.log = name, log
+
+    def record_event(self) -> int:
+        self.log.append((self.name, "event"))
+        return len(self.log) - 1
+
+    def wait_event(self, event: int) -> None:
+        self.log.append((self.name, "wait", event))
+
+
+class LoggingTensor:
+    def __init__(self, log: list):
+        self.log = log
+
+    def record_stream(self, stream: LoggingStream) -> None:
+        assert stream.name == "copies"
+
+    def copy_(self, source: object, non_blocking: bool) -> None:
+        assert non_blocking
+        self.log.append(("copies", "copy"))
+
+
+def test_cuda_copies_come_after_the_slots_last_use_and_before_the_next(monkeypatch: pytest.MonkeyPatch):
+    log: list[tuple] = []
+    arithmetic = LoggingStream("arithmetic", log)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: LoggingStream("copies", log))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: arithmetic)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    copies, target = CudaCopies(torch.device("cuda", 0)), LoggingTensor(log)
+    copies.start(0, target, None)
+    copies.wait(0)
+    assert log == [
+        ("arithmetic", "event"),  # the slot's memory may have been another's until here
+        ("copies", "wait", 0),
+        ("copies", "copy"),
+        ("copies", "event"),
+        ("arithmetic", "wait", 3),
+    ]
+    copies.release(0)
+    arithmetic.record_event()  # later work, which the next copy need not wait for
+    copies.start(0, target, None)
+    copies.wait(0)
+    assert log[5:] == [
+        ("arithmetic", "event"),
+        ("arithmetic", "event"),
+        ("copies", "wait", 5),
+        ("copies", "copy"),
+        ("copies", "event"),
+        ("arithmetic", "wait", 9),
+    ]
