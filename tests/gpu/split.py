@@ -10,8 +10,10 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import ray
 
@@ -28,17 +30,19 @@ from personalive_core.cli.worker import AnimateWorker
 from personalive_core.media.video_reader import VideoReader
 
 
+def another(job: Job) -> Job:
+    return replace(job, output=str(Path(job.output).with_name(f"{uuid4().hex}.mp4")))
+
+
 def seconds(job: Job, pieces: int, warm_up: Job, workers: int, on_cpu: bool) -> float:
     """From ready workers to the joined video."""
     outcomes = list[Outcome]()
     with connected(None, 0 if on_cpu else None, workers) as cluster:
         hire = partial(hiring(AnimateWorker, cluster), job.options, threads(workers))
         hired = [hire() for _ in range(pieces)]
-        for i, worker in enumerate(hired):  # one after the other, as they compile into one cache
-            ray.get(worker.prepare.remote())
-            Path(warm_up.output).unlink(missing_ok=True)
-            ray.get(worker.animate.remote(warm_up, None, None))
-            print(f"worker {i + 1} of {pieces} is warm", file=sys.stderr)
+        ray.get([worker.prepare.remote() for worker in hired])
+        for workers_to_warm in (hired[:1], hired[1:]):  # the first one compiles the kernels for all
+            ray.get([worker.animate.remote(another(warm_up), None, None) for worker in workers_to_warm])
         split, begun = Pieces([job], lambda job: pieces, outcomes.append), time.perf_counter()
         Batch(split.jobs, iter(hired).__next__, pieces, split.finished, lambda progress: None).run()
         passed = time.perf_counter() - begun
