@@ -92,18 +92,18 @@ def serve(options: argparse.Namespace, cluster: Cluster) -> None:
         queue=options.queue,
         keep=3600 * options.keep,
     )
-    print(f"POST to http://{options.host}:{options.port}/videos with the header  Authorization: Bearer {token}")
-    print("Ctrl-C ends it.", flush=True)
-    asyncio.run(_listen(service.application(), options.host, options.port))
+    asyncio.run(_listen(service.application(), options.host, options.port, token))
 
 
-async def _listen(application: Any, host: str, port: int) -> None:
+async def _listen(application: Any, host: str, port: int, token: str) -> None:
     from aiohttp import web
 
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
+        print(f"POST to http://{host}:{port}/videos with the header  Authorization: Bearer {token}")
+        print("Ctrl-C ends it.", flush=True)
         await asyncio.Event().wait()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
