@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..batch.driver import Batch, Outcome, Progress
 from ..batch.jobs import Job
 from ..errors import InputError
-from ..media.video_writer import VideoWriter
+from ..media.video_writer import VideoWriter, find_partial
 from ..sampling.keyframes import KeyframeSettings
 from ..sampling.reference import Reference
 from ..sampling.split import lead_frames, split_motion
@@ -37,6 +37,7 @@ from .animate import (
 from .crop_options import CropOptions
 from .motion_options import open_driver
 from .options import arithmetic
+from .outputs import Checkpoint
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -59,6 +60,12 @@ def animate_in_pieces(options: Namespace, output: Path) -> None:
     adjustment = check_options(options)
     check_files(options, output)
     CropOptions(options)  # refuses what cannot be
+    earlier = None if pieces_folder(output).exists() or options.overwrite else find_partial(output)
+    if earlier:
+        raise InputError(
+            f"{earlier} is what a run without --split had written; it plays. --resume without --split goes on from "
+            "there, and --overwrite begins again."
+        )
     with open_driver(options, adjustment) as driver:
         frames = len(driver.performance.motion) if driver.performance else driver.result_count(adjustment)
         say_left_out(options, driver)
@@ -201,6 +208,7 @@ def _joined(outcome: Outcome, pieces: list[Path]) -> Outcome:
     except (InputError, OSError) as error:
         return outcome._replace(failure=str(error))
     shutil.rmtree(pieces_folder(output))
+    Checkpoint(output, {}).remove()  # of a run that was to make it in one piece
     return outcome._replace(frames=frames)
 
 

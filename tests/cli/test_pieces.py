@@ -18,9 +18,10 @@ from personalive_core.batch.driver import Outcome
 from personalive_core.batch.jobs import Job
 from personalive_core.cli import animate as animate_module
 from personalive_core.cli import batch, split, worker
+from personalive_core.cli.outputs import Checkpoint
 from personalive_core.cli.split import Pieces, pieces_folder, pieces_that_pay
 from personalive_core.media.video_reader import VideoReader
-from personalive_core.media.video_writer import VideoWriter
+from personalive_core.media.video_writer import VideoWriter, partial_path
 
 
 def brightness(number: int) -> int:
@@ -121,6 +122,17 @@ def test_what_is_done_of_a_split_video_is_kept(pipeline, portrait, driving, tmp_
     assert animate(tmp_path, portrait, driving, output, *run) == 0
     assert first not in pipeline.pieces and len(pipeline.pieces) == 2
     assert shows(read(output)[0], 130)
+
+
+def test_what_an_unsplit_run_has_written_is_not_lost_unasked(pipeline, portrait, driving, tmp_path, capsys):
+    (partial := partial_path(output := tmp_path / "out.mp4")).write_text("part of it")
+    (checkpoint := Checkpoint(output, {}).path).touch()
+    assert animate(tmp_path, portrait, driving, output, *ALL, "--split", "2") == 2
+    assert f"{partial} is what a run without --split had written" in capsys.readouterr().err
+    assert partial.read_text() == "part of it"
+    assert animate(tmp_path, portrait, driving, output, *ALL, "--split", "2", "--overwrite") == 0
+    assert shows(read(output)[0], 130)
+    assert not partial.exists() and not checkpoint.exists()
 
 
 def test_pieces_of_other_options_are_not_taken(pipeline, portrait, driving, tmp_path):
