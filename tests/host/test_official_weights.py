@@ -278,6 +278,18 @@ def test_convert(host):
     assert run.error is None and run.outputs["latents"]
 
 
+def test_the_small_decoder_is_fetched_by_its_button(host, stand_in, fresh):
+    (offered,) = host.get("personalive/weights")["taesd"]
+    assert offered["address"].endswith("/taesd_decoder.safetensors")
+    assert Path(offered["folder"]) == host.base / "models" / "vae_approx"
+    path = offered["address"].removeprefix(stand_in.address)
+    stand_in.files[path] = bytes(1000)
+    assert "TAESD is there" in press(host, "taesd")["text"]
+    del stand_in.files[path]  # the hub has the official files alone again
+    assert (host.base / "models" / "vae_approx" / "taesd_decoder.safetensors").read_bytes() == bytes(1000)
+    assert host.get("personalive/weights")["taesd"] == []
+
+
 def test_offline(host, stand_in, fresh):
     stand_in.shutdown()
     stand_in.server_close()
@@ -285,13 +297,3 @@ def test_offline(host, stand_in, fresh):
     assert "denoising_unet.pth could not be fetched (the hub cannot be reached" in error
     for address, target in zip(stand_in.files, TARGETS.values(), strict=True):
         assert f"{stand_in.address}{address} -> {(host.base / 'models' / target).parent}\n" in f"{error}\n"
-
-
-def test_the_small_decoder_is_fetched_by_its_button(host, stand_in, fresh):
-    (offered,) = host.get("personalive/weights")["taesd"]
-    assert offered["address"].endswith("/taesd_decoder.safetensors")
-    assert Path(offered["folder"]) == host.base / "models" / "vae_approx"
-    stand_in.files[offered["address"].removeprefix(stand_in.address)] = bytes(1000)
-    assert "TAESD is there" in press(host, "taesd")["text"]
-    assert (host.base / "models" / "vae_approx" / "taesd_decoder.safetensors").read_bytes() == bytes(1000)
-    assert host.get("personalive/weights")["taesd"] == []
