@@ -63,7 +63,8 @@ def split_frames(frames: int, pieces: int, lead: int) -> list[range]:
         InputError: The video is too short.
     """
     if pieces > (most := most_pieces(frames, lead)):
-        raise InputError(f"{frames} frames are too few for {pieces} pieces: split them into {most} at most.")
+        advice = f"split them into {most} at most" if most > 1 else "make them in one piece"
+        raise InputError(f"{frames} frames are too few for {pieces} pieces: {advice}.")
     work = (frames + (pieces - 1) * lead) / pieces
     seams = [CHUNK * round((work + i * (work - lead)) / CHUNK) for i in range(pieces - 1)]
     return [range(begin, end) for begin, end in zip([0, *seams], [*seams, frames], strict=True)]
