@@ -18,7 +18,7 @@ import threading
 import time
 from collections import defaultdict
 from fractions import Fraction
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from pathlib import Path
 from statistics import median
 
@@ -40,15 +40,17 @@ from personalive_core.pipeline import Pipeline
 from personalive_core.weights.find import find_weights
 
 GIB = 2**30
-MODES = {  # arguments of the host; GiB of the card that others leave
+MODES = {  # arguments of the host; 10^9 bytes of the card that others leave
     "default": ([], None),
     "no dynamic VRAM": (["--disable-dynamic-vram"], None),
     "lowvram": (["--disable-dynamic-vram", "--lowvram"], None),
     "novram": (["--novram"], None),
     "all but 5 GiB reserved": (["--reserve-vram", "{}"], None),
-    "card of 12 GiB": ([], 12),
-    "card of 8 GiB": ([], 8),
+    "card of 12 GB": ([], 12),
+    "card of 8 GB": ([], 8),
+    "card of 6 GB": ([], 6),
 }
+PRECISIONS = ("fp16", "fp8")
 
 
 def card_memory():
@@ -124,13 +126,13 @@ def stable_diffusion(seed: int) -> dict:
     }
 
 
-def personalive(frames: int, seed: int = 42) -> dict:
+def personalive(frames: int, precision: str, seed: int = 42) -> dict:
     return {
         "vae": node("VAELoader", vae_name="sd.safetensors"),
         "clip_vision": node("CLIPVisionLoader", clip_name="vit_l.bin"),
         "portrait": node("LoadImage", image="portrait.png"),
         "driving": node("LoadVideo", file="driving.mp4"),
-        "model": node("PersonaLiveLoadModel", weights="official", precision="fp16"),
+        "model": node("PersonaLiveLoadModel", weights="official", precision=precision),
         "reference": node(
             "PersonaLiveEncodeReference",
             model=["model", 0],
@@ -152,8 +154,8 @@ def personalive(frames: int, seed: int = 42) -> dict:
     }
 
 
-def assemble(frames: int, seed: int) -> dict:
-    return personalive(frames, seed) | {
+def assemble(frames: int, precision: str, seed: int) -> dict:
+    return personalive(frames, precision, seed) | {
         "assemble": node("PersonaLiveAssembleVideo", samples=["sample", 0], vae=["vae", 0], frame_rate=["motion", 1]),
         "save": node("SaveVideo", video=["assemble", 0], filename_prefix="video", format="auto", codec="auto"),
     }
@@ -167,9 +169,9 @@ def latents(server: Server, run: Run) -> torch.Tensor:
 
 
 def hold_back(cap: int) -> torch.Tensor:
-    """Memory that leaves a card of `cap` GiB for the others."""
+    """Memory that leaves a card of `cap` GB for the others."""
     free, _ = torch.cuda.mem_get_info()
-    return torch.empty(free - cap * GIB, dtype=torch.uint8, device="cuda")
+    return torch.empty(free - cap * 10**9, dtype=torch.uint8, device="cuda")
 
 
 def rate(progress: list[tuple[float, int]]) -> float:
@@ -195,7 +197,7 @@ def measure_core(weights: Path, portrait: Path, driving: Path, frames: int) -> f
     return 1000 * median(end - begin for begin, end in islice(pairwise(ends), len(ends) // 3, None))
 
 
-def measure(host: Path, base: Path, arguments: list[str], frames: int) -> tuple[dict, torch.Tensor]:
+def measure(host: Path, base: Path, arguments: list[str], frames: int, precision: str) -> tuple[dict, torch.Tensor]:
     """The numbers of one mode; peaks are of the whole server process, its CUDA context included."""
     idle = card_memory().used
     server = Server(host, base, "--preview-method", "none", "--fp16-vae", *arguments)
@@ -208,11 +210,11 @@ def measure(host: Path, base: Path, arguments: list[str], frames: int) -> tuple[
         before = latents(server, server.run(stable_diffusion(1)))
         begun = time.perf_counter()
         with PeakMemory(idle) as sampling:
-            ours = latents(server, server.run(personalive(frames), clock))
+            ours = latents(server, server.run(personalive(frames, precision), clock))
         seconds = time.perf_counter() - begun
         progress.clear()
         with PeakMemory(idle) as assembling:
-            latents(server, server.run(assemble(frames, seed=43), clock))
+            latents(server, server.run(assemble(frames, precision, seed=43), clock))
         latents(server, server.run(stable_diffusion(2)))
         after = latents(server, server.run(stable_diffusion(1)))
         return {
@@ -233,6 +235,7 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--frames", type=int, default=96)
     parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES))
+    parser.add_argument("--precisions", nargs="*", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--host-arguments", default="", help="further arguments of every host, separated by spaces")
     options = parser.parse_args()
     core = measure_core(options.weights, options.portrait, options.driving, options.frames)
@@ -243,8 +246,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder, "base")
         write_base(base, options.weights, options.portrait.absolute(), options.driving.absolute())
-        for name in options.modes:
-            arguments, cap = MODES[name]
+        for mode, precision in product(options.modes, options.precisions):
+            name, (arguments, cap) = f"{mode}, {precision}", MODES[mode]
             held = hold_back(cap) if cap else None
             try:
                 row, ours = measure(
@@ -252,6 +255,7 @@ def main() -> None:
                     base,
                     [*(word.format(all_but_5) for word in arguments), *options.host_arguments.split()],
                     options.frames,
+                    precision,
                 )
                 first = ours if first is None else first
                 together = row["sample, ms a window"] + row["assemble, ms a window"]
