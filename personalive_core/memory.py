@@ -64,6 +64,7 @@ class Budget:
             waiting: Bytes of the largest network that comes only when it is needed: for the portrait and keyframes.
         """
         window, decoding, reference = self._parts(dtype, waiting)
+        # Without keyframes, the networks for a portrait come when there are no graphs.
         beside = window + max(decoding, reference) if self.keyframes else max(window + decoding, reference)
         return beside + self._always()
 

@@ -75,6 +75,7 @@ class Pipeline:
     device: torch.device
     placement: str = field(default="", init=False)  # what `fit` decided, as a sentence
     is_streamed: bool = field(default=False, init=False)  # whether blocks of the denoising UNet come and go
+    _denoiser: Denoiser | None = field(default=None, init=False)  # of the last stream
     motion_stream: torch.cuda.Stream | None = field(init=False)
     decoder_stream: torch.cuda.Stream | None = field(init=False)
 
@@ -203,6 +204,8 @@ class Pipeline:
             The reference.
         """
         check_size(picture.shape[1], picture.shape[0])
+        if waiting_bytes(self.device, self.vae, self.image_encoder, self.reference_unet):
+            self._denoiser = None  # where they come and go, they take its graphs' place: `Budget` counts on that
         pixels = to_pixels(picture[None], self.device)
         with onload(self.device, self.vae):
             vae_mean = self.vae.encode((pixels * 2 - 1).to(self.vae.dtype)).latent_dist.mean
@@ -228,16 +231,28 @@ class Pipeline:
         keyframes: KeyframeSettings | None = None,
         strength: Strength = PUBLISHED,
     ) -> Stream:
+        """A stream with the buffers and CUDA graphs of the last one, if that had the same steps and limit of keyframes.
+
+        Streams may take turns, but not run in several threads at once. Arguments as of `animate_motion`.
+        """
         keyframes = keyframes or KeyframeSettings()
         return Stream(
             reference,
-            denoiser=Denoiser(self.denoising_unet, Schedule(steps), keyframes.limit, capture=self._can_capture()),
+            denoiser=self._denoiser_for(Schedule(steps), keyframes.limit),
             reference_unet=self._reference_features,
             pose_guider=self.pose_guider,
             keyframes=keyframes,
             device=self.device,
             strength=strength,
         )
+
+    def _denoiser_for(self, schedule: Schedule, keyframes: int) -> Denoiser:
+        kept = self._denoiser
+        if kept is None or (kept.schedule, kept.keyframes) != (schedule, keyframes):
+            self._denoiser = kept = None  # first, because another one may need its memory
+            self._denoiser = kept = Denoiser(self.denoising_unet, schedule, keyframes)
+        kept.set_capture(self._can_capture())
+        return kept
 
     def _can_capture(self) -> bool:
         return can_capture(self.device) and not self.is_streamed

@@ -1,5 +1,6 @@
 """The library's pipeline, with tiny networks on the CPU."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -7,11 +8,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from graphs import RecordedGraph, record_graphs
 from personalive_core.device import pick_dtype
 from personalive_core.errors import InputError
 from personalive_core.memory import Budget
 from personalive_core.sampling.cuda import onload, waiting_bytes
+from personalive_core.sampling.keyframes import KeyframeSettings
+from personalive_core.sampling.reference import Reference
+from personalive_core.sampling.window import Denoiser
 from personalive_core.weights.load import meta_networks
+from seeded import normal
+from streams import motion_of
 from tiny import tiny_pipeline
 
 
@@ -70,6 +77,96 @@ def test_a_portrait_in_stages_is_the_same():
     assert torch.equal(staged.latents, whole.latents) and torch.equal(staged.image_embeds, whole.image_embeds)
     assert all(torch.equal(x, whole.features[path]) for path, x in staged.features.items())
     assert torch.equal(staged.motion.tokens, whole.motion.tokens)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[RecordedGraph]:
+    """Those that are captured, in place of a GPU's."""
+    monkeypatch.setattr("personalive_core.pipeline.can_capture", lambda device: True)
+    return record_graphs(monkeypatch)
+
+
+def a_reference(pipeline, name: str = "a", height: int = 5) -> Reference:
+    """Smaller than a pipeline encodes them, so that a window takes no time."""
+    latents, embeds = normal(f"{name} latents", 1, 4, height, 4), normal(f"{name} embeds", 1, 1, 24)
+    features = pipeline._reference_features(latents, embeds)
+    return Reference(latents, embeds, features, motion_of(normal(f"{name} portrait", 1, 32, 16)))
+
+
+def windows(pipeline, *portrait) -> torch.Tensor:
+    """The first three of a video. A keyframe joins before the last."""
+    reference = a_reference(pipeline, *portrait)
+    stream = pipeline.stream(reference, keyframes=KeyframeSettings(limit=1, threshold=0))
+    motion = motion_of(normal("driving", 12, 32, 16))
+    state = stream.start(motion, seed=1)
+    found = [stream.step(state, motion[i : i + 4]) for i in (0, 4, 8)]
+    assert len(state.keyframes) == 1
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+def test_videos_of_one_pipeline_are_those_of_many(graphs, monkeypatch: pytest.MonkeyPatch):
+    """Bit for bit, one after the other. CUDA graphs are captured again only for another size."""
+    monkeypatch.setattr("personalive_core.sampling.stream.FIRST_WINDOW", 0)
+    portraits, pipeline = (("a", 5), ("b", 5), ("c", 6)), tiny_pipeline()
+    captured = [windows(pipeline, *portrait) for portrait in portraits]
+    assert len(graphs) == 2 * 2  # sizes, numbers of keyframes
+    monkeypatch.setattr("personalive_core.pipeline.can_capture", lambda device: False)
+    expected = [windows(tiny_pipeline(), *portrait) for portrait in portraits]
+    assert all(map(torch.equal, captured, expected)) and not torch.equal(*expected[:2])
+    pipeline = tiny_pipeline()
+    assert all(torch.equal(windows(pipeline, *portraits[i]), expected[i]) for i in (0, 1))
+
+
+@torch.inference_mode()
+def test_streams_of_other_settings_replace_the_denoiser(graphs, monkeypatch: pytest.MonkeyPatch):
+    """And it is gone before theirs is made, which may need its memory."""
+    pipeline, denoisers = tiny_pipeline(), list[weakref.ref]()
+
+    def new(*given) -> Denoiser:
+        assert all(denoiser() is None for denoiser in denoisers)
+        assert not any(graph.operations for graph in graphs)
+        return Denoiser(*given)
+
+    monkeypatch.setattr("personalive_core.pipeline.Denoiser", new)
+    one, other = KeyframeSettings(limit=1), KeyframeSettings(limit=1, threshold=9)
+    for steps, keyframes in ((4, one), (4, other), (8, other), (8, KeyframeSettings(limit=0))):
+        stream = pipeline.stream(a_reference(pipeline), steps, keyframes)
+        stream.prepare()
+        assert stream.denoiser.schedule.steps == steps and stream.denoiser.keyframes == keyframes.limit
+        denoisers.append(weakref.ref(stream.denoiser))
+        del stream
+    assert [denoisers.index(denoiser) for denoiser in denoisers] == [0, 0, 2, 3]
+
+
+@torch.inference_mode()
+def test_weights_that_moved_between_videos_are_captured_again(graphs):
+    pipeline, keyframes = tiny_pipeline(), KeyframeSettings(limit=0)
+    reference, weight = a_reference(pipeline), pipeline.denoising_unet.conv_out.weight
+    for count in (1, 2):
+        pipeline.stream(reference, keyframes=keyframes).prepare()
+        assert len(graphs) == count and graphs[-1].operations
+        weight.data = weight.data.clone()
+
+
+def test_streams_need_not_agree_on_inference_mode():
+    pipeline = tiny_pipeline()
+    reference, chunks = a_reference(pipeline), []
+    for mode in (torch.inference_mode, torch.no_grad):
+        stream = pipeline.stream(reference)
+        with mode():
+            chunks.append(stream.step(stream.start(reference.motion, seed=1), reference.motion[[0] * 4]))
+    assert torch.equal(*chunks)
+
+
+def test_a_portraits_networks_take_the_graphs_place_unless_there_is_room_for_both(monkeypatch: pytest.MonkeyPatch):
+    picture, reference = np.zeros((128, 128, 3), np.uint8), a_reference(tiny_pipeline())
+    for free in (10**12, 0):
+        pipeline = on_meta(tiny_pipeline(), monkeypatch, free)
+        with pipeline.onload() as is_resident:
+            denoiser = weakref.ref(pipeline.stream(reference).denoiser)
+            next(pipeline.encode_reference_stages(picture))
+            assert (denoiser() is not None) is is_resident
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

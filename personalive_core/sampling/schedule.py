@@ -1,7 +1,7 @@
 """The diffusion schedule: noise levels, the timesteps of a window, DDIM steps (Song et al. 2020, eta 0)."""
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ def _alpha(timesteps: Tensor, like: Tensor) -> Tensor:
     return _alphas_cumprod(like.device)[timesteps.to(like.device)].to(like)[None, None, :, None, None]
 
 
-@lru_cache
+@cache  # all of them, because CUDA graphs read them where they are
 def _timesteps(schedule: "Schedule", step: int, device: torch.device) -> Tensor:
     starts = reversed(range(0, schedule.steps, schedule.passes))
     timesteps = torch.tensor([schedule.ladder[start + step] for start in starts])

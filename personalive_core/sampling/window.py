@@ -1,5 +1,6 @@
 """One window: each of its frames takes one denoising step, or several if a frame takes more than four in all."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -61,10 +62,18 @@ class Denoiser:
 
     def __init__(self, denoising_unet: DenoisingUNet, schedule: Schedule, keyframes: int, capture: bool = False):
         self.denoising_unet, self.schedule, self.keyframes = denoising_unet, schedule, keyframes
+        self._addresses: list[int] = []
+        self._clear()
+        self.set_capture(capture)
+
+    def _clear(self) -> None:
+        """Frees buffers and graphs."""
         self._size: torch.Size | None = None
         self._references: list[ReferenceFeatures] = []  # whose keys and values the buffers hold
-        self._addresses: list[int] = []
-        self.set_capture(capture)
+        self._cross: dict[str, Tensor] = {}
+        self._keys_values: dict[str, tuple[Tensor, ...]] = {}
+        self._windows: list[Callable[..., DenoisedWindow]] = []
+        self._graphed = GraphedFunctions()
 
     def set_capture(self, capture: bool) -> None:
         """Switches CUDA graphs on or off.
@@ -73,10 +82,11 @@ class Denoiser:
         are dropped and captured again.
         """
         addresses = [x.data_ptr() for x in self.denoising_unet.parameters()] if capture else []
-        if self._size is not None and addresses != self._addresses:
+        if addresses != self._addresses:
             self._graphed.reset()
         self.capture, self._addresses = capture, addresses
 
+    @torch.inference_mode()  # always, because buffers made in this mode cannot be written outside it
     def __call__(
         self,
         image_embeds: Tensor,
@@ -106,7 +116,7 @@ class Denoiser:
 
     def _allocate(self, one: Conditioning) -> None:
         """For windows of another size. `one` is the conditioning of one reference."""
-        self._references = []
+        self._clear()  # the new buffers may need the memory
         self._cross = {path: x.clone() for path, x in one.cross.items()}
         self._keys_values = {
             path: tuple(x.new_zeros(1 + self.keyframes, *x.shape[1:]) for x in pair)

@@ -33,6 +33,13 @@ def test_twelve_steps_are_three_passes_that_join_from_window_to_window():
     assert before[-1] == 999
 
 
+def test_timesteps_stay_where_they_are():
+    """However many there are: CUDA graphs have their addresses."""
+    schedule = Schedule(1000)
+    first = [schedule.timesteps(step) for step in range(schedule.passes + 1)]
+    assert all(schedule.timesteps(step) is timesteps for step, timesteps in enumerate(first))
+
+
 @pytest.mark.parametrize("steps", [0, 5, -4, 1004, 10**12])
 def test_other_step_counts_are_refused(steps: int):
     with pytest.raises(InputError, match=f"steps is {steps}"):

@@ -167,6 +167,23 @@ def test_weights_that_moved_are_captured_again(monkeypatch: pytest.MonkeyPatch):
 
 
 @torch.inference_mode()
+def test_another_size_is_allocated_when_the_last_one_is_gone(monkeypatch: pytest.MonkeyPatch):
+    captured, stream = record_graphs(monkeypatch), make_stream("cpu", capture=True)
+    stream.prepare()
+    before = [weakref.ref(x) for pair in stream.denoiser._keys_values.values() for x in pair]
+    new_zeros, made = Tensor.new_zeros, []
+
+    def new(x: Tensor, *shape: int) -> Tensor:
+        assert not any(graph.operations for graph in captured) and all(x() is None for x in before)
+        made.append(new_zeros(x, *shape))
+        return made[-1]
+
+    monkeypatch.setattr(Tensor, "new_zeros", new)
+    run(another(stream, 6, 5), motion_of(normal("driving", 1, 32, 16)), [1])
+    assert len(made) == len(before)
+
+
+@torch.inference_mode()
 def test_graphs_go_with_their_stream(monkeypatch: pytest.MonkeyPatch):
     """At once, and not when Python next looks for cycles: they hold much of the card."""
     captured, stream = record_graphs(monkeypatch), make_stream("cpu", capture=True)
