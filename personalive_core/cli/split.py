@@ -178,6 +178,9 @@ def _pieces(whole: Job, count: int) -> list[Job]:
             options=Namespace(**vars(options) | dict(piece=(i, count))),
             frames=whole.frames and whole.frames // count,
             cost=whole.cost / count,
+            parts=1
+            if options.crop_driving or options.no_hold
+            else count,  # there each frame depends on those before it
         )
         for i in range(count)
     ]

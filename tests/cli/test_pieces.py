@@ -183,11 +183,18 @@ def test_a_worker_makes_pieces(pipeline, portrait, driving, tmp_path, monkeypatc
     outcomes = list[Outcome]()
     pieces = Pieces([job_of(portrait, driving, tmp_path / "out", keyframes=0)], lambda job: 2, outcomes.append)
     assert {job.performance for job in pieces.jobs} == {pieces.jobs[0].performance} != {None}
+    assert [job.parts for job in pieces.jobs] == [2, 2]
     for job in reversed(pieces.jobs):
         assert not outcomes
         pieces.finished(Outcome(job, hired.animate(job, None, hired.extract(job))[0], seconds=2.0))
     assert [(outcome.frames, outcome.seconds, outcome.failure) for outcome in outcomes] == [(130, 4.0, "")]
     assert shows(read(Path(outcomes[0].job.output))[0], 130)
+
+
+@pytest.mark.parametrize("option", ["crop-driving", "no-hold"])
+def test_one_worker_extracts_where_frames_depend_on_those_before(portrait, driving, tmp_path, option):
+    job = job_of(portrait, driving, tmp_path / "out", **{option: True})
+    assert [job.parts for job in Pieces([job], lambda job: 2, print).jobs] == [1, 1]
 
 
 def test_a_piece_that_fails_fails_its_video(portrait, driving, tmp_path):
