@@ -274,11 +274,14 @@ class Pipeline:
         return (chunk.motion for chunk in self._chunks(driving, hold))
 
     def extract_part(self, frames: Iterable[DrivingFrame], part: Part) -> dict[str, Tensor]:
-        """Extracts a part of the driving frames for `join_parts`.
+        """Extracts the motion of a part of the driving frames, without hold.
 
         Args:
-            frames: all of them; the pixels of other parts' frames are not looked at.
-            part: which of them.
+            frames: all driving frames; the pixels of those in other parts may be missing.
+            part: which of them are extracted.
+
+        Returns:
+            What `join_parts` takes.
         """
         own = part.of(frames)
         first = next(own, None)

@@ -26,11 +26,19 @@ class Worker(Protocol):
         """The job's motion, for `animate`."""
 
     def extract_part(self, job: Job, index: int, count: int) -> tuple[None, Any]:
-        """One of so many parts of the job's motion, for `join`. It is the second result, which stays in the object
-        store; the first only says that it is done."""
+        """Extracts a part of the job's motion, for `join`.
+
+        Args:
+            job: Of any that share the motion.
+            index: Of the part, from 0.
+            count: How many parts there are.
+
+        Returns:
+            None, which says that the part is done, and the part, which stays in the object store.
+        """
 
     def join(self, *parts: Any) -> Any:
-        """All the parts of a motion, for `animate`."""
+        """The motion whose parts these are, for `animate`."""
 
     def animate(self, job: Job, portrait: Any, performance: Any) -> tuple[int, int]:
         """Makes the video, unless it is there.

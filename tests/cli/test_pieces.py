@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import replace
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 import torch
 from commands import RATE, animate
 
-from clips import write_source
+from clips import write_clip, write_source
 from motions import motion_of
 from personalive_core.batch.driver import Outcome
 from personalive_core.batch.jobs import Job
@@ -169,6 +170,13 @@ def test_what_is_left_out_is_said_and_a_bad_video_stops_before_any_work(
     (bad := tmp_path / "bad.mp4").write_text("no video")
     assert animate(tmp_path, portrait, bad, tmp_path / "other.mp4", *run) == 2
     assert str(bad) in capsys.readouterr().err
+
+
+def test_a_driving_video_that_breaks_off_is_said(pipeline, portrait, tmp_path, capsys):
+    whole = write_clip(tmp_path / "driving.mkv", [Fraction(i, 25) for i in range(200)]).read_bytes()
+    (broken := tmp_path / "broken.mkv").write_bytes(whole[: len(whole) // 2])
+    assert animate(tmp_path, portrait, broken, tmp_path / "out.mp4", *ALL, "--split", "2") == 0
+    assert f"warning: {broken} breaks off" in capsys.readouterr().err
 
 
 def job_of(portrait: Path, driving: Path, output: Path, **cells) -> Job:
