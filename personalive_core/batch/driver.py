@@ -181,8 +181,7 @@ class Batch:
         of all."""
         for worker in self._hired:
             if worker.is_ready and not worker.job and self._queue:
-                coming = {task.key for task in self._tasks.values() if task.kind in ("share", "part")}
-                coming -= {key for key, parts in self._parts.items() if None in parts}
+                coming = {task.key for task in self._tasks.values() if task.kind == "share"}
                 job = next((job for job in self._queue if not coming.intersection(_keys(job))), self._queue[0])
                 self._queue.remove(job)
                 worker.job, worker.of_job, worker.begun = job, 0, time.monotonic()
