@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from .config import LATENT_SCALE, WARM_UP
 from .device import pick_device, pick_dtype, resize, to_pixels
 from .errors import InputError
 from .memory import Budget
-from .motion.extraction import DrivingFrame, extract_motion, extract_motions
+from .motion.extraction import DrivingFrame, ExtractedChunk, extract_motion, extract_motions
 from .motion.motion import Motion
+from .motion.parts import Part, record_part
 from .motion.performance import PUBLISHED, Strength
 from .networks.denoising_unet import DenoisingUNet
 from .networks.fp8 import store_in_fp8
@@ -284,15 +286,31 @@ class Pipeline:
             Their motion in pieces, as many frames in all.
         """
         driving = (frame if isinstance(frame, DrivingFrame) else DrivingFrame(frame) for frame in frames)
-        chunks = extract_motions(
+        return (chunk.motion for chunk in self._chunks(driving, hold))
+
+    def extract_part(self, frames: Iterable[DrivingFrame], part: Part) -> dict[str, Tensor]:
+        """Extracts the motion of a part of the driving frames, without hold.
+
+        Args:
+            frames: all driving frames; the pixels of those in other parts may be missing.
+            part: which of them are extracted.
+
+        Returns:
+            What `join_parts` takes.
+        """
+        own = part.of(frames)
+        first = next(own, None)
+        return record_part([] if first is None else self._chunks(chain([first], own), hold=False))
+
+    def _chunks(self, frames: Iterable[DrivingFrame], hold: bool) -> Iterator[ExtractedChunk]:
+        return extract_motions(
             self.motion_extractor,
             self.motion_encoder,
-            driving,
+            frames,
             self.device,
             hold=hold,
             context=lambda: on_stream(self.motion_stream),
         )
-        return (chunk.motion for chunk in chunks)
 
     def animate(
         self, reference: Reference, frames: Iterable[np.ndarray | DrivingFrame], *, hold: bool = True, **settings: Any

@@ -18,9 +18,10 @@ from personalive_core.config import (
 from personalive_core.networks.attention import Attention, pytorch_attention
 from personalive_core.networks.denoising_unet import DenoisingUNet
 from personalive_core.networks.fp8 import store_in_fp8
+from personalive_core.networks.head_pose import HeadPose
 from personalive_core.networks.reference_unet import ReferenceUNet
 from personalive_core.weights.load import meta_networks
-from seeded import COMPONENTS, normal, seeded_state_dict
+from seeded import COMPONENTS, normal, seeded_state_dict, uniform
 
 ASSETS = Path(__file__).parent / "assets"
 NO_HOST = "NO COMFYUI FOUND, SO THE NODES WERE NOT TESTED: give the folder of one, 0.3.64 or newer, in COMFYUI_PATH"
@@ -135,6 +136,27 @@ def tiny_pipeline():
         image_encoder=seeded(image_encoder, "image_encoder"),
         device=torch.device("cpu"),
     )
+
+
+class FindsDrawnFaces(nn.Module):
+    """In place of the motion extractor: the head stands where the drawn face's colour does, far out where it does not.
+    Untrained networks cannot see a face, so this one takes their part."""
+
+    def __init__(self, real: nn.Module):
+        super().__init__()
+        self.config, self.get_dtype = real.config, real.get_dtype
+
+    def forward(self, frames: Tensor) -> HeadPose:
+        skin = torch.tensor([0xE8, 0xB9, 0x98]).view(1, 3, 1, 1) / 255
+        mask = ((frames - skin).abs() < 0.05).all(1).float()
+        line = torch.linspace(-1, 1, frames.shape[-1])
+        area = mask.sum((1, 2))
+        x, y = (mask.sum(1) @ line) / area.clamp(min=1), (mask.sum(2) @ line) / area.clamp(min=1)
+        x = torch.where(area > 20, x, 5.0)
+        count = len(frames)
+        keypoints = (uniform("points", 1, 21, 3) - 0.5).expand(count, -1, -1)
+        translation = torch.stack([x, y, torch.zeros(count)], dim=1)
+        return HeadPose(torch.zeros(count, 3), translation, torch.full((count, 1), 0.3), keypoints)
 
 
 def state_dict_shapes(network: nn.Module) -> dict[str, list[int]]:

@@ -25,6 +25,21 @@ class Worker(Protocol):
     def extract(self, job: Job) -> Any:
         """The job's motion, for `animate`."""
 
+    def extract_part(self, job: Job, index: int, count: int) -> tuple[None, Any]:
+        """Extracts a part of the job's motion, for `join`.
+
+        Args:
+            job: Of any that share the motion.
+            index: Of the part, from 0.
+            count: How many parts there are.
+
+        Returns:
+            None, which says that the part is done, and the part, which stays in the object store.
+        """
+
+    def join(self, *parts: Any) -> Any:
+        """The motion whose parts these are, for `animate`."""
+
     def animate(self, job: Job, portrait: Any, performance: Any) -> tuple[int, int]:
         """Makes the video, unless it is there.
 
@@ -33,7 +48,7 @@ class Worker(Protocol):
         Args:
             job: What to make.
             portrait: From `encode`; None is still to be encoded.
-            performance: From `extract`; None is still to be extracted.
+            performance: From `extract` or `join`; None is still to be extracted.
 
         Returns:
             The number of its frames, and of all that this worker has made.
@@ -83,17 +98,17 @@ class Progress:
 class _Task(NamedTuple):
     """A call that is under way."""
 
-    kind: str  # prepare, share, animate, progress
+    kind: str  # prepare, share, part, animate, progress
     worker: "_Hired"
     job: Job | None = None
     key: Hashable = None
-    begun: float = 0.0
 
 
 @dataclass(eq=False)
 class _Hired:
     actor: Any
     job: Job | None = None
+    begun: float = 0.0  # when it got its job
     is_ready: bool = False
     frames: int = 0  # made so far
     of_job: int = 0  # done of its job
@@ -104,7 +119,8 @@ class Batch:
     """Makes all jobs, the longest first, on Ray actors.
 
     A portrait is encoded and a performance extracted once for all the jobs that share it; the object store holds the
-    result. The job of a worker that dies goes to the next one that is free, and another worker is started in its place.
+    result. Workers with jobs of one performance may first extract it together, each a part. The job of a worker that
+    dies goes to the next one that is free, and another worker is started in its place.
 
     Args:
         jobs: What to make.
@@ -126,6 +142,7 @@ class Batch:
         self._uses = Counter(key for job in self.jobs for key in _keys(job))  # by jobs that are not done
         self._shared_by_many = {key for key, uses in self._uses.items() if uses > 1}
         self._shared: dict[Hashable, Any] = {}
+        self._parts: dict[Hashable, list[Any]] = {}  # of a motion that is not shared yet; None is still to be extracted
         self._tasks: dict[Any, _Task] = {}
         self._hired: list[_Hired] = []
         self._deaths: Counter[str | None] = Counter()  # by the job's output, and None before a worker was ready
@@ -167,10 +184,21 @@ class Batch:
                 coming = {task.key for task in self._tasks.values() if task.kind == "share"}
                 job = next((job for job in self._queue if not coming.intersection(_keys(job))), self._queue[0])
                 self._queue.remove(job)
-                worker.job, worker.of_job = job, 0
-                shared = [self._share(worker, job, key) for key in (job.portrait, job.performance)]
-                reference = worker.actor.animate.remote(job, *shared)
-                self._tasks[reference] = _Task("animate", worker, job, begun=time.monotonic())
+                worker.job, worker.of_job, worker.begun = job, 0, time.monotonic()
+                self._go_on(worker, job)
+
+    def _go_on(self, worker: _Hired, job: Job) -> None:
+        """The worker's next call for its job: a part of the motion that nobody has begun, or else the video."""
+        key, count = job.performance, min(job.parts, self.workers)
+        if count > 1 and key in self._shared_by_many and key not in self._shared:
+            self._parts.setdefault(key, [None] * count)
+        if None in (parts := self._parts.get(key, [])):
+            i = parts.index(None)
+            is_done, parts[i] = worker.actor.extract_part.options(num_returns=2).remote(job, i, len(parts))
+            self._tasks[is_done] = _Task("part", worker, job, key)
+            return
+        shared = [self._share(worker, job, key) for key in (job.portrait, job.performance)]
+        self._tasks[worker.actor.animate.remote(job, *shared)] = _Task("animate", worker, job)
 
     def _share(self, worker: _Hired, job: Job, key: Hashable) -> Any:
         """Where the object store holds what this job shares, or will soon; None where it shares nothing."""
@@ -178,7 +206,8 @@ class Batch:
             return None
         if key not in self._shared:
             make = worker.actor.encode if key == job.portrait else worker.actor.extract
-            self._shared[key] = make.remote(job)
+            parts = self._parts.pop(key, None)
+            self._shared[key] = worker.actor.join.remote(*parts) if parts else make.remote(job)
             self._tasks[self._shared[key]] = _Task("share", worker, job, key)
         return self._shared[key]
 
@@ -206,6 +235,8 @@ class Batch:
         elif task.kind == "progress" and result:
             worker.of_job = result[1]
             self._count(worker, result[0])
+        elif task.kind == "part" and job:
+            self._go_on(worker, job)  # if the part failed, so do the jobs that were to share it
         elif job:
             worker.job = None
             if is_lost:
@@ -214,7 +245,7 @@ class Batch:
                 self._finish(Outcome(job, failure=failure))
             elif result:
                 self._count(worker, result[1])
-                self._finish(Outcome(job, result[0], time.monotonic() - task.begun))
+                self._finish(Outcome(job, result[0], time.monotonic() - worker.begun))
 
     def _replace(self, worker: _Hired, reason: str) -> None:
         """For a worker that is dead: another one, and its job for the next that is free."""
@@ -238,7 +269,7 @@ class Batch:
     def _return(self, job: Job, reason: str) -> None:
         """Into the queue, unless it has killed too many workers."""
         for key in _keys(job):
-            self._shared.pop(key, None)  # perhaps lost with a node
+            self._forget(key)  # perhaps lost with a node
         self._deaths[job.output] += 1
         if self._deaths[job.output] < ATTEMPTS:
             self._queue.insert(0, job)
@@ -249,8 +280,12 @@ class Batch:
         for key in _keys(outcome.job):
             self._uses[key] -= 1
             if not self._uses[key]:
-                self._shared.pop(key, None)  # the object store may forget it
+                self._forget(key)
         self.finished(outcome)
+
+    def _forget(self, key: Hashable) -> None:
+        self._shared.pop(key, None)
+        self._parts.pop(key, None)
 
     def _count(self, worker: _Hired, made: int) -> None:
         self.progress.frames += max(0, made - worker.frames)

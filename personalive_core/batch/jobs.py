@@ -28,6 +28,7 @@ class Job:
         cost: In pixels to denoise; the longest job goes first.
         portrait: Equal for jobs that can share the encoded portrait.
         performance: Equal for jobs that can share the extracted motion; None where this job can share none.
+        parts: In how many parts at most that motion is extracted, by as many workers at the same time.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Job:
     cost: float = float("inf")
     portrait: Hashable = None
     performance: Hashable = None
+    parts: int = 1
 
 
 def read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

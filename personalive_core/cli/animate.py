@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import InputError
@@ -23,6 +24,7 @@ from ..media.video_writer import VideoWriter, find_partial
 from ..memory import Budget
 from ..motion.extraction import driving_frames
 from ..motion.motion import Motion, MotionRecord
+from ..motion.parts import Part, join_parts
 from ..motion.performance import Adjustment, Performance
 from ..sampling.keyframes import KeyframeSettings
 from ..sampling.reference import Reference, check_size
@@ -164,7 +166,39 @@ def extract(options: argparse.Namespace, pipeline: "Pipeline") -> Extracted:
     """
     with open_driver(options, adjustment_of(options)) as driver:
         recorder = Recorder(None, None, True)
-        return _extracted(_motions(pipeline, options, recorder, DrivingOptions(options), driver.frames), recorder)
+        motions = _motions(pipeline, options, recorder, DrivingOptions(options), driver.frames)
+        extracted = _extracted(motions, recorder)
+        _say_problem(driver)
+    return extracted
+
+
+class ExtractedPart(NamedTuple):
+    """A part of the motion, see `record_part`, and the times of all driving frames that a run uses."""
+
+    tensors: dict[str, Tensor]
+    times: Sequence[Fraction]
+
+
+def extract_part(options: argparse.Namespace, pipeline: "Pipeline", part: Part) -> ExtractedPart:
+    """As `extract`, of a part of the frames. The options must have hold and no --crop-driving."""
+    with open_driver(options, adjustment_of(options), part.has) as driver:
+        recorder = Recorder(None, None, True)
+        frames = recorder.frames(driving_frames(driver.frames, mirror=options.mirror))
+        tensors = pipeline.extract_part(frames, part)
+        _say_problem(driver)
+    return ExtractedPart(tensors, tuple(recorder.times))
+
+
+def join(parts: Sequence[ExtractedPart]) -> Extracted:
+    """What `extract` gives.
+
+    Raises:
+        InputError: No frame shows a face, or some parts are of a video that was not read to its end.
+    """
+    if any(part.times != parts[0].times for part in parts):
+        found = ", ".join(str(len(part.times)) for part in parts)
+        raise InputError(f"the workers read {found} frames of one driving video: make sure that all can read it.")
+    return Extracted(join_parts([part.tensors for part in parts]), parts[0].times)
 
 
 def say_left_out(options: argparse.Namespace, driver: Driver) -> None:
@@ -316,12 +350,16 @@ def animate_file(
         print(f"{output}: {done} frames, {speed:.1f} a second{_peak_memory(pipeline.device)}")
     if driver.left_out is None and driver.video and next(driver.video, None):
         print(f"--max-frames {options.max_frames} leaves out frames; --max-frames 0 takes all", file=sys.stderr)
-    if driver.video and driver.video.problem:
-        print(f"warning: {driver.video.problem}", file=sys.stderr)
+    _say_problem(driver)
     recorder.write(performance, driver.name, frame_rate, strength)
     if is_stopped:
         raise KeyboardInterrupt
     return done
+
+
+def _say_problem(driver: Driver) -> None:
+    if driver.video and driver.video.problem:
+        print(f"warning: {driver.video.problem}", file=sys.stderr)
 
 
 def settings_of(options: argparse.Namespace, inputs: list[Path]) -> dict[str, str]:

@@ -108,7 +108,7 @@ class DrivingOptions:
         from ..media.video_reader import VideoReader
 
         options = self._options
-        with VideoReader(options.driving_video) as video:
+        with VideoReader(options.driving_video, lambda number: number >= options.start) as video:
             frames = islice(video, options.start, options.start + options.max_frames if options.max_frames else None)
             for frame in tqdm(frames, desc="looking for the driver's head", unit="frame", leave=False):
                 yield frame.pixels

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -173,16 +173,28 @@ class Driver:
 
 
 @contextmanager
-def open_driver(options: argparse.Namespace, adjustment: Adjustment) -> Iterator[Driver]:
-    """Raises InputError where the file cannot be read, or has no frame to use."""
+def open_driver(
+    options: argparse.Namespace, adjustment: Adjustment, wanted: Callable[[int], bool] = lambda number: True
+) -> Iterator[Driver]:
+    """Opens the driving video or motion file.
+
+    Args:
+        options: Of `animate`.
+        adjustment: What they change about the motion.
+        wanted: Whether the driving frame of this number, from 0 for the first one that is used, needs its pixels.
+
+    Raises:
+        InputError: The file cannot be read, or has no frame to use.
+    """
     if options.motion:
         whole = load_motion(options.motion)
         performance = whole.adjusted(adjustment)
         left_out = _left_out(len(whole.motion), adjustment)
         yield Driver(performance.source, performance.frame_rate, None, performance=performance, left_out=left_out)
         return
-    with VideoReader(options.driving_video) as video:
-        begin, frames = trim_frames(video, adjustment.start, adjustment.count)
+    start = adjustment.start
+    with VideoReader(options.driving_video, lambda number: number >= start and wanted(number - start)) as video:
+        begin, frames = trim_frames(video, start, adjustment.count)
         metadata = video.metadata
         has_audio = metadata.has_audio and adjustment.loop == 1
         yield Driver(

@@ -170,6 +170,7 @@ def _pieces(whole: Job, count: int) -> list[Job]:
     options, output = whole.options, Path(whole.output).absolute()
     inputs = [path for path in (options.ref_image, options.driving_video, options.motion) if isinstance(path, Path)]
     tag = sha256(repr(sorted(settings_of(options, inputs).items())).encode()).hexdigest()[:12]
+    parts = 1 if options.crop_driving or options.no_hold else count  # there a frame depends on those before it
     return [
         replace(
             whole,
@@ -178,6 +179,7 @@ def _pieces(whole: Job, count: int) -> list[Job]:
             options=Namespace(**vars(options) | dict(piece=(i, count))),
             frames=whole.frames and whole.frames // count,
             cost=whole.cost / count,
+            parts=parts,
         )
         for i in range(count)
     ]

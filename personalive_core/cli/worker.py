@@ -13,9 +13,10 @@ from ..batch import storage
 from ..batch.jobs import Job
 from ..errors import InputError
 from ..media.video_writer import find_partial
+from ..motion.parts import Part
 from ..pipeline import Pipeline
 from ..sampling.reference import Reference
-from .animate import Extracted, animate_file, extract, load_pipeline, settings_of
+from .animate import Extracted, ExtractedPart, animate_file, extract, extract_part, join, load_pipeline, settings_of
 from .crop_options import CropOptions
 from .options import arithmetic
 from .outputs import Checkpoint
@@ -62,6 +63,14 @@ class AnimateWorker:
         options = self._local(job)
         with arithmetic(options):
             return extract(options, self._pipeline(options))
+
+    def extract_part(self, job: Job, index: int, count: int) -> tuple[None, ExtractedPart]:
+        options = self._local(job)
+        with arithmetic(options):
+            return None, extract_part(options, self._pipeline(options), Part(index, count))
+
+    def join(self, *parts: ExtractedPart) -> Extracted:
+        return join(parts)
 
     def animate(self, job: Job, portrait: Reference | None, performance: Extracted | None) -> tuple[int, int]:
         self._of_job = 0

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,13 +26,14 @@ from .pictures import fit_picture, read_animation, read_picture
 DEFAULT_FRAME_RATE = Fraction(25)  # frames per second of single pictures and of files that do not tell
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 UNSPECIFIED_MATRIX = 2
+SKIPPED = np.empty((0, 0, 3), np.uint8)
 
 
 class Frame(NamedTuple):
     """A frame of a video.
 
     Attributes:
-        pixels: uint8 (H, W, 3) RGB.
+        pixels: uint8 (H, W, 3) RGB; (0, 0, 3) where the frame was skipped.
         time: Seconds from the first frame.
     """
 
@@ -86,6 +87,8 @@ class VideoReader:
 
     Args:
         path: A video file, an animated GIF, PNG, WebP or AVIF, a picture or a folder of pictures.
+        wanted: Whether the frame of this number, from 0, is used. Others may be skipped: those of a video are decoded,
+            but not converted to RGB.
 
     Attributes:
         path: The same, absolute.
@@ -97,9 +100,10 @@ class VideoReader:
         InputError: `path` is missing, is not a video, or has no frame that can be decoded.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, wanted: Callable[[int], bool] = lambda number: True):
         self.path = Path(path).absolute()
         self.problem: str | None = None
+        self._wanted = wanted
         self._opened = ExitStack()
         self._read_error: str | None = None
         self._frames: Iterator[Frame]
@@ -290,7 +294,7 @@ class VideoReader:
         graph = graph_key = size = matrix = None
         interlaced = False
         times = deque[Fraction]()  # of the frames in the graph
-        for frame, time in decoded:
+        for number, (frame, time) in enumerate(decoded):
             if size is None:
                 aspect = stream.sample_aspect_ratio or 1
                 if abs(aspect - 1) < 0.01 or not 1 / 4 <= aspect <= 4:  # square but for rounding, or absurd
@@ -299,6 +303,10 @@ class VideoReader:
                 matrix = frame.side_data.get(Type.DISPLAYMATRIX)
                 matrix = None if matrix is None else bytes(matrix)
             interlaced = interlaced or frame.interlaced_frame
+            # The first frame tells the size. A deinterlacer needs every frame.
+            if number and not interlaced and not self._wanted(number):
+                yield Frame(SKIPPED, time)
+                continue
             alpha = any(component.is_alpha for component in frame.format.components)
             transfer = int(stream.codec_context.color_trc)
             kind = frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range)

@@ -65,18 +65,17 @@ class Hold:
 
         Args:
             motion: of F frames, as extracted.
-            frames: (F, 3, H, W) in [0, 1].
+            frames: (F, 3, H, W) in [0, 1], or their `thumbnails`.
             has_face: whether a detector found a face in each frame; None without a detector.
 
         Returns:
             The motion that is ready, with `held` set. Nothing is ready before the first good frame.
         """
-        thumbnails = resize(frames, (THUMBNAIL, THUMBNAIL), "area").cpu()
         ready = []
-        for i, reason in enumerate(_judge(motion)):
+        for i, (reason, thumbnail) in enumerate(zip(_judge(motion), thumbnails(frames), strict=True)):
             self._missed = 0 if has_face is None or has_face[i] else self._missed + 1
             reason = Reason.NO_FACE if self._missed > MISSES else reason
-            reason, is_cut = self._look(reason, thumbnails[i])
+            reason, is_cut = self._look(reason, thumbnail)
             ready += self._next(motion[i : i + 1], reason, is_cut)
         return Motion.cat(ready) if ready else motion[:0]
 
@@ -122,6 +121,11 @@ class Hold:
         if not self._missed:
             self._shown = shown
         return [shown]
+
+
+def thumbnails(frames: Tensor) -> Tensor:
+    """All that `Hold` sees of frames (F, 3, H, W): (F, 3, 32, 32) on the CPU. Thumbnails come back as they are."""
+    return resize(frames, (THUMBNAIL, THUMBNAIL), "area").cpu()
 
 
 def _judge(motion: Motion) -> list[Reason]:

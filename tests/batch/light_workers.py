@@ -26,6 +26,16 @@ class LightWorker:
     def extract(self, job):
         return self._do("extract", job)
 
+    def extract_part(self, job, index, count):
+        part, deadline = self._do(f"part {index} of {count}", job), time.time() + 60
+        while job.options == "meet" and not all(self._calls(job, f"part {i} of {count}") for i in range(count)):
+            assert time.time() < deadline, "no other worker extracts the other part"
+            time.sleep(0.05)
+        return None, part
+
+    def join(self, *parts):
+        return " and ".join(parts)
+
     def animate(self, job, portrait, performance):
         self._do(f"animate with {portrait} {performance}", job)
         self.made += 1
@@ -34,10 +44,13 @@ class LightWorker:
     def progress(self):
         return self.made, 0
 
+    def _calls(self, job, call):
+        return len(list(Path(job.output).parent.glob(f"{call} *")))
+
     def _do(self, call, job):
-        number = len(list(Path(job.output).parent.glob(f"{call} *")))
+        number, verb = self._calls(job, call), call.partition(" ")[0]
         Path(job.output).with_name(f"{call} {job.name} {number}").write_text(str(time.time_ns()))
-        if job.options == f"{call.partition(' ')[0]} dies" or (job.options == "dies once" and number == 0):
+        if job.options == f"{verb} dies" or (job.options == f"{verb} dies once" and number == 0):
             os.kill(os.getpid(), signal.SIGKILL)
         if job.options == f"{call} fails":
             raise InputError(f"{call} failed")

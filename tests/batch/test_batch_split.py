@@ -1,4 +1,5 @@
-"""A video in pieces on Ray's workers is the one that is made in turn. A minute or two on a CPU."""
+"""A video in pieces on two of Ray's workers, which extract the motion together, is the one that is made in turn. A
+minute or two on a CPU."""
 
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ def test_pieces_at_once_and_in_turn(tmp_path, monkeypatch):
     monkeypatch.setattr(video_writer, "SEGMENT", 48)  # as `AnimateWorker` has them
     in_turn = split(tmp_path / "in_turn.mp4", "cpu")
     monkeypatch.setattr(split_module, "torch", SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 2)))
+    monkeypatch.setattr(cluster, "_cluster", lambda *_: cluster.Cluster(2, False, ""))
     monkeypatch.setattr(cluster, "threads", lambda workers: 1)  # as here: more add up in another order
     at_once = split(tmp_path / "at_once.mp4", "auto")  # which is the CPU, as Ray finds no GPU
     assert len(in_turn) == len(at_once) == 60

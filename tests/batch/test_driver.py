@@ -46,7 +46,7 @@ def test_what_fails_or_kills_its_worker_leaves_the_others(tmp_path):
     outcomes, calls = run(
         tmp_path,
         ("deadly", "animate dies", 1, {}),
-        ("once", "dies once", 2, {}),
+        ("once", "animate dies once", 2, {}),
         ("bad", "extract fails", 1, {"performance": "bad"}),
         ("same", "", 1, {"performance": "bad"}),
         ("dies", "extract dies", 1, {"performance": "dies"}),
@@ -60,6 +60,29 @@ def test_what_fails_or_kills_its_worker_leaves_the_others(tmp_path):
     assert "3 workers died" in failures["dies"] and "3 workers died" in failures["with"]
     assert not failures["once"] and not failures["good"] and outcomes["once"].frames == 2
     assert sum(call.endswith(" deadly") for call in calls) == 3
+
+
+def test_workers_extract_one_motion_together(tmp_path):
+    """Each waits in its part until the other one is in its own."""
+    film = {"performance": "m", "parts": 3}
+    outcomes, calls = run(tmp_path, ("a", "meet", 1, film), ("b", "meet", 1, film), ("c", "meet", 1, film), workers=2)
+    assert not any(outcome.failure for outcome in outcomes.values())
+    assert sorted(calls[:2]) == ["part 0 of 2 a", "part 1 of 2 b"]
+    assert sorted(calls[2:]) == [f"animate with None part 0 of 2 and part 1 of 2 {name}" for name in "abc"]
+
+
+def test_a_part_whose_worker_dies_is_made_again(tmp_path):
+    film = {"performance": "m", "parts": 2}
+    outcomes, calls = run(tmp_path, ("a", "part dies once", 1, film), ("b", "part dies once", 1, film), workers=2)
+    assert not any(outcome.failure for outcome in outcomes.values())
+    assert all(sum(call.startswith(f"part {i}") for call in calls) >= 2 for i in range(2))
+    assert {f"animate with None part 0 of 2 and part 1 of 2 {name}" for name in "ab"} <= set(calls)
+
+
+def test_a_part_that_fails_fails_all_that_share_it(tmp_path):
+    film = {"performance": "m", "parts": 2}
+    outcomes, _ = run(tmp_path, ("a", "part 1 of 2 fails", 1, film), ("b", "part 1 of 2 fails", 1, film), workers=2)
+    assert [outcome.failure for outcome in outcomes.values()] == ["part 1 of 2 failed"] * 2
 
 
 @pytest.mark.parametrize(

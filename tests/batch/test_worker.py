@@ -6,15 +6,19 @@ import pickle
 from argparse import Namespace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from motions import same
 from personalive_core.cli import worker as worker_module
 from personalive_core.cli.batch import animate_parser, job_of
 from personalive_core.cli.main import main
 from personalive_core.cli.outputs import Checkpoint
 from personalive_core.cli.worker import AnimateWorker
+from personalive_core.errors import InputError
 from personalive_core.media.video_writer import partial_path
+from personalive_core.motion.parts import Part
 from personalive_core.weights.find import EXAMPLE, MINIATURE
 
 SIZE = {"width": 128, "height": 128, "max-frames": 4, "smoothing": 2}
@@ -24,6 +28,28 @@ INPUTS = {"ref-image": EXAMPLE / "portrait.png", "driving-video": EXAMPLE / "dri
 def stored(x):
     """As the object store gives it back."""
     return pickle.loads(pickle.dumps(x))
+
+
+def test_workers_extract_a_motion_together(tmp_path, monkeypatch):
+    """Each a part of the frames, of which it converts no others."""
+    parser = animate_parser(Namespace(weights=MINIATURE, gpus=0, download=False))
+    cells = {**INPUTS, "start": 5, "max-frames": 13, "mirror": True, "output": "a.mp4"}
+    job = job_of(parser, cells, str(tmp_path))
+    worker = AnimateWorker(job.options, 1)
+    whole = worker.extract(job)
+    converted, extract_part = list[bool](), worker_module.Pipeline.extract_part
+
+    def watched(pipeline, frames, part):
+        return extract_part(pipeline, (converted.append(frame.pixels.size > 0) or frame for frame in frames), part)
+
+    monkeypatch.setattr(worker_module.Pipeline, "extract_part", watched)
+    parts = [stored(worker.extract_part(job, i, 3)[1]) for i in range(3)]
+    assert converted == [Part(i, 3).has(number) for i in range(3) for number in range(13)]
+    joined = stored(worker.join(*parts))
+    assert joined.times == whole.times and len(joined.times) == 13
+    assert same(joined.motion, whole.motion)
+    with pytest.raises(InputError, match="the workers read 13, 13, 12 frames"):
+        worker.join(*parts[:2], parts[2]._replace(times=parts[2].times[:12]))
 
 
 def test_shared_parts_change_no_byte(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import replace
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 import torch
 from commands import RATE, animate
 
-from clips import write_source
+from clips import write_clip, write_source
 from motions import motion_of
 from personalive_core.batch.driver import Outcome
 from personalive_core.batch.jobs import Job
@@ -171,6 +172,13 @@ def test_what_is_left_out_is_said_and_a_bad_video_stops_before_any_work(
     assert str(bad) in capsys.readouterr().err
 
 
+def test_a_driving_video_that_breaks_off_is_said(pipeline, portrait, tmp_path, capsys):
+    whole = write_clip(tmp_path / "driving.mkv", [Fraction(i, 25) for i in range(200)]).read_bytes()
+    (broken := tmp_path / "broken.mkv").write_bytes(whole[: len(whole) // 2])
+    assert animate(tmp_path, portrait, broken, tmp_path / "out.mp4", *ALL, "--split", "2") == 0
+    assert f"warning: {broken} breaks off" in capsys.readouterr().err
+
+
 def job_of(portrait: Path, driving: Path, output: Path, **cells) -> Job:
     parser = batch.animate_parser(Namespace(weights=Path("weights"), gpus=0, download=False))
     cells = {"ref-image": portrait, "driving-video": driving, "width": 128, "height": 128, "max-frames": 0} | cells
@@ -183,11 +191,18 @@ def test_a_worker_makes_pieces(pipeline, portrait, driving, tmp_path, monkeypatc
     outcomes = list[Outcome]()
     pieces = Pieces([job_of(portrait, driving, tmp_path / "out", keyframes=0)], lambda job: 2, outcomes.append)
     assert {job.performance for job in pieces.jobs} == {pieces.jobs[0].performance} != {None}
+    assert [job.parts for job in pieces.jobs] == [2, 2]
     for job in reversed(pieces.jobs):
         assert not outcomes
         pieces.finished(Outcome(job, hired.animate(job, None, hired.extract(job))[0], seconds=2.0))
     assert [(outcome.frames, outcome.seconds, outcome.failure) for outcome in outcomes] == [(130, 4.0, "")]
     assert shows(read(Path(outcomes[0].job.output))[0], 130)
+
+
+@pytest.mark.parametrize("option", ["crop-driving", "no-hold"])
+def test_one_worker_extracts_where_frames_depend_on_those_before(portrait, driving, tmp_path, option):
+    job = job_of(portrait, driving, tmp_path / "out", **{option: True})
+    assert [job.parts for job in Pieces([job], lambda job: 2, print).jobs] == [1, 1]
 
 
 def test_a_piece_that_fails_fails_its_video(portrait, driving, tmp_path):

@@ -3,7 +3,8 @@
     python tests/gpu/split.py WEIGHTS PORTRAIT DRIVING
 
 WEIGHTS is a folder made by `tests/weights_folder.py` and converted. Times are from loaded and warm workers to the
-finished file. The video is made from the driving video, whose motion one worker extracts first, and from a motion file.
+finished file. The video is made from the driving video, whose motion the workers first extract together, and from a
+motion file.
 """
 
 import argparse

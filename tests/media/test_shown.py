@@ -171,6 +171,20 @@ def test_interlaced_video_is_deinterlaced(tmp_path):
     assert abs(bar.mean() - 47.5 - 2) <= 3  # frame 5, not its neighbour
 
 
+@pytest.mark.parametrize("fields", [0, 1])
+def test_skipped_frames_change_no_other(tmp_path, fields):
+    options = {"flags": "+ildct+ilme"} if fields else {}
+    settings = {"codec": "mpeg2video", "pixel_format": "yuv420p", "options": options}
+    path = write_frames(tmp_path / "bar.mkv", moving_bar(fields) * 4, **settings)
+    path.write_bytes((whole := path.read_bytes())[: len(whole) // 2])
+    with VideoReader(path) as reader, VideoReader(path, lambda number: number in (4, 5, 7)) as skipping:
+        frames, found = list(reader), list(skipping)
+    assert [frame.time for frame in found] == [frame.time for frame in frames]
+    assert all(np.array_equal(found[i].pixels, frames[i].pixels) for i in (4, 5, 7))
+    assert (found[6].pixels.size == 0) == (fields == 0)  # a deinterlacer needs it
+    assert skipping.problem == reader.problem and "breaks off" in reader.problem
+
+
 DURATIONS = [40, 80, 40, 120]
 
 

@@ -12,7 +12,7 @@ from personalive_core.motion.hold import BLEND, CUT, MISSES, Hold, Reason, descr
 from personalive_core.motion.motion import Motion
 from personalive_core.networks.head_pose import HeadPose
 from seeded import normal, uniform
-from tiny import tiny_pipeline
+from tiny import FindsDrawnFaces, tiny_pipeline
 
 GOOD, NO_FACE, NO_PICTURE, TURNED_AWAY, SCENE_CUT = Reason
 
@@ -187,27 +187,6 @@ def test_cutting_changes_nothing():
     assert whole.held.count_nonzero() > 20
     assert same(run(motion, pictures, [1] * frames, has_face), whole)
     assert same(run(motion, pictures, [7, 3, 20, 0, 30], has_face), whole)
-
-
-class FindsDrawnFaces(torch.nn.Module):
-    """In place of the motion extractor: the head stands where the drawn face's colour does, far out where it does not.
-    Untrained networks cannot see a face, so this one takes their part."""
-
-    def __init__(self, real: torch.nn.Module):
-        super().__init__()
-        self.config, self.get_dtype = real.config, real.get_dtype
-
-    def forward(self, frames: Tensor) -> HeadPose:
-        skin = torch.tensor([0xE8, 0xB9, 0x98]).view(1, 3, 1, 1) / 255
-        mask = ((frames - skin).abs() < 0.05).all(1).float()
-        line = torch.linspace(-1, 1, frames.shape[-1])
-        area = mask.sum((1, 2))
-        x, y = (mask.sum(1) @ line) / area.clamp(min=1), (mask.sum(2) @ line) / area.clamp(min=1)
-        x = torch.where(area > 20, x, 5.0)
-        count = len(frames)
-        keypoints = (uniform("points", 1, 21, 3) - 0.5).expand(count, -1, -1)
-        translation = torch.stack([x, y, torch.zeros(count)], dim=1)
-        return HeadPose(torch.zeros(count, 3), translation, torch.full((count, 1), 0.3), keypoints)
 
 
 def test_a_face_that_leaves_and_comes_back():
