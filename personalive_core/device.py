@@ -150,6 +150,19 @@ def fp16_accumulation(device: torch.device, dtype: torch.dtype) -> Iterator[None
         setattr(matmul, _ACCUMULATION, before)
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Computes float32 products and convolutions on NVIDIA GPUs with all 24 bits of precision for as long as the
+    context lasts, in the whole process. By default PyTorch has convolutions round their inputs to 11 bits (TF32)."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
 def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """x on the device, in its own type or another. From the CPU to a CUDA GPU it goes through pinned memory, so that
     the CPU need not wait."""

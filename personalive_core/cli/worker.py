@@ -45,6 +45,7 @@ class AnimateWorker:
     def __init__(self, options: argparse.Namespace, threads: int):
         self._options, self._threads = options, threads
         self._networks: tuple[str, ...] = ()
+        self._kept: Pipeline | None = None
         self._loaded = ExitStack()
         self._made = self._of_job = 0
 
@@ -111,10 +112,11 @@ class AnimateWorker:
         """The networks of these options, and no others in memory."""
         if self._networks != (wanted := values_of(options, PIPELINE)):
             self._loaded.close()
-            self._networks = ()
-            self._kept = load_pipeline(options)
-            self._loaded.enter_context(self._kept.onload())
-            self._networks = wanted
+            self._networks, self._kept = (), None
+            pipeline = load_pipeline(options)
+            self._loaded.enter_context(pipeline.onload())
+            self._networks, self._kept = wanted, pipeline
+        assert self._kept
         return self._kept
 
     def _local(self, job: Job) -> argparse.Namespace:

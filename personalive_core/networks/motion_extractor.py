@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import MotionExtractorConfig
+from ..device import without_tf32
 from .blocks import Operations
 from .head_pose import HeadPose
 
@@ -132,7 +133,8 @@ class MotionExtractor(nn.Module):
 
     def forward(self, frames: Tensor) -> HeadPose:
         """frames (F, 3, 256, 256) in [0, 1] -> the head pose of each, in float32."""
-        heads = self.detector(frames)
+        with without_tf32():  # keypoints are rounded to pixels, so small errors would show
+            heads = self.detector(frames)
         return HeadPose(
             angles=torch.stack([_degrees(heads[axis]) for axis in ("pitch", "yaw", "roll")], dim=-1),
             translation=heads["t"],

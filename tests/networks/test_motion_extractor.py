@@ -1,5 +1,7 @@
 """The motion extractor, and the keypoints it leads to, against the recorded outputs of the published network."""
 
+import copy
+
 import pytest
 import torch
 
@@ -37,6 +39,27 @@ def test_keypoints(network):
     assert error(transform_keypoints(retarget(reference, driving[4:], first)), g["retargeted_next"]) < 1e-5
     assert error(transform_keypoints(driving[:4]), g["driving_keypoints_first"]) < 1e-5
     assert error(transform_keypoints(driving[4:]), g["driving_keypoints_next"]) < 1e-5
+
+
+@torch.inference_mode()
+def test_no_tf32(network, monkeypatch: pytest.MonkeyPatch):
+    cudnn, matmul, seen = torch.backends.cudnn, torch.backends.cuda.matmul, []
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    matmul.allow_tf32 = True
+    try:
+        with network.detector.register_forward_pre_hook(lambda *_: seen.append((cudnn.allow_tf32, matmul.allow_tf32))):
+            network(uniform("in/ref", 1, 3, 256, 256))
+        assert seen == [(False, False)] and cudnn.allow_tf32 and matmul.allow_tf32
+    finally:
+        matmul.allow_tf32 = False
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@torch.inference_mode()
+def test_keypoints_on_a_gpu(network):
+    frames = uniform("in/drv", 6, 3, 256, 256)
+    there = copy.deepcopy(network).to("cuda")(frames.to("cuda")).to("cpu")
+    assert error(transform_keypoints(there), transform_keypoints(network(frames))) < 1e-5
 
 
 def test_state_dict_is_the_checkpoint():
