@@ -26,8 +26,10 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 
 from face import draw_face
 from personalive_core.media.video_writer import VideoWriter
+from personalive_core.sampling.stream import reflected
 
 RATE = Fraction(25)
+DRAWN = 80  # frames of a performance, which then plays forwards and backwards
 GOALS = {2: 1.95, 4: 3.8}  # times the speed of one
 
 
@@ -37,10 +39,11 @@ def draw_inputs(folder: Path, frames: int) -> tuple[Path, Path]:
     portraits.mkdir()
     for i in range(4):
         Image.fromarray(draw_face(yaw=i / 10)).resize((512, 512)).save(portraits / f"{i}.png")
+        yaws = [np.sin(j / (10 + i)) for j in range(DRAWN)]
+        drawn = [np.asarray(Image.fromarray(draw_face(yaw=yaw)).resize((512, 512))) for yaw in yaws]
         with VideoWriter(driving / f"{i}.mp4", 512, 512, RATE) as video:
             for j in range(frames):
-                face = Image.fromarray(draw_face(yaw=np.sin(j / (10 + i)))).resize((512, 512))
-                video.write(np.asarray(face), j / RATE)
+                video.write(drawn[reflected(j, DRAWN)], j / RATE)
     return portraits, driving
 
 
