@@ -381,6 +381,8 @@ class Pipeline:
         keyframes: KeyframeSettings | None = None,
         strength: Strength = PUBLISHED,
         neutral: Motion | None = None,
+        resume: Path | None = None,
+        watch: Callable[[StreamState], None] | None = None,
     ) -> Generator[np.ndarray, None, None]:
         """Makes some of the frames of `animate_motion`, nearly the same ones; see `Stream.start_at`.
 
@@ -393,8 +395,11 @@ class Pipeline:
         stream = self.stream(reference, steps, keyframes, strength)
 
         def windows() -> Iterator[Tensor]:
-            state = stream.start_at(piece.start, motion, seed, neutral)
-            yield from stream.push(state, motion[state.frames : piece.stop + WARM_UP])
+            state = stream.resume(resume) if resume else stream.start_at(piece.start, motion, seed, neutral)
+            for latents in stream.push(state, motion[state.frames : piece.stop + WARM_UP]):
+                yield latents
+                if watch:
+                    watch(state)
             if piece.stop == len(motion):
                 yield from stream.flush(state)
 

@@ -118,6 +118,22 @@ def test_videos_of_one_pipeline_are_those_of_many(graphs, monkeypatch: pytest.Mo
     assert all(torch.equal(windows(pipeline, *portraits[i]), expected[i]) for i in (0, 1))
 
 
+def test_a_piece_goes_on_where_it_was_stopped(tmp_path):
+    pipeline, motion, states = tiny_pipeline(), motion_of(normal("driving", 90, 32, 16)), []
+
+    def watch(state) -> None:
+        states.append(tmp_path / f"{len(states)}.safetensors")
+        state.save(states[-1])
+
+    with torch.inference_mode():
+        reference = a_reference(pipeline)
+    settings: dict = dict(keyframes=KeyframeSettings(limit=1, threshold=0))
+    whole = np.concatenate([*pipeline.animate_piece(reference, motion, range(60, 90), watch=watch, **settings)])
+    assert len(whole) == 30 and len(states) == 4
+    rest = pipeline.animate_piece(reference, motion, range(60, 90), resume=states[2], **settings)
+    assert np.array_equal(np.concatenate([*rest]), whole[12:])
+
+
 @torch.inference_mode()
 def test_streams_of_other_settings_replace_the_denoiser(graphs, monkeypatch: pytest.MonkeyPatch):
     """And it is gone before theirs is made, which may need its memory."""

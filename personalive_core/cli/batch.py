@@ -103,9 +103,13 @@ def _run(options: argparse.Namespace, jobs: list[Job], report: "_Report") -> Non
         hire = partial(hiring(AnimateWorker, cluster), jobs[0].options, threads(cluster.workers))
         idle = cluster.workers // len(jobs)
         pieces = Pieces(jobs, lambda job: pieces_that_pay(job, idle), report.finished)
+
+        def watch(progress: Progress) -> None:
+            report.watch(replace(progress, jobs_left=pieces.left))
+
         try:
             with stopped_by_signals():  # Ray has set handlers of its own
-                Batch(pieces.jobs, hire, cluster.workers, pieces.finished, report.watch).run()
+                Batch(pieces.jobs, hire, cluster.workers, pieces.finished, watch).run()
         except KeyboardInterrupt:
             print("the same command makes what is missing, and goes on with what was under way", file=sys.stderr)
             raise

@@ -110,11 +110,12 @@ class Checkpoint:
     Args:
         output: The video.
         settings: What must be the same in the run that goes on, by the names of the options.
+        first: Driving frame that the video begins with.
     """
 
-    def __init__(self, output: Path, settings: dict[str, str]):
+    def __init__(self, output: Path, settings: dict[str, str], first: int = 0):
         self.path = output.with_name(f".{output.name}.partial.safetensors")
-        self._settings = settings
+        self._settings, self._first = settings, first
         self._saved = time.monotonic()
         self._pending: tuple[int, dict[str, Tensor]] | None = None
 
@@ -141,7 +142,7 @@ class Checkpoint:
 
     def watch(self, state: StreamState) -> None:
         """After a window: takes a copy of the state, once a minute and where a segment of the video ends."""
-        frames = CHUNK * state.window - WARM_UP
+        frames = CHUNK * state.window - WARM_UP - self._first
         if frames > 0 and frames % SEGMENT == 0 and time.monotonic() - self._saved >= SAVE_EVERY:
             self._pending = self._pending or (frames, state.tensors())
 

@@ -10,7 +10,6 @@ from contextlib import closing, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +74,8 @@ def animate_in_pieces(options: Namespace, output: Path) -> None:
     try:
         (_make_at_once if devices > 1 else _make_in_turn)(pieces)
     except BaseException:
-        if any(Path(job.output).is_file() for job in pieces.jobs):
-            print(f"pieces are done: the same command with -o {output} goes on from there", file=sys.stderr)
+        if any(pieces_folder(output).glob("*")):
+            print(f"what is done is kept: the same command with -o {output} goes on from there", file=sys.stderr)
         raise
     if outcomes[0].failure:
         raise InputError(outcomes[0].failure)
@@ -128,10 +127,11 @@ class Pieces:
 
     Attributes:
         jobs: What is to be made in their place. Some may be there already.
+        left: How many of the wholes are not finished.
     """
 
     def __init__(self, wholes: Sequence[Job], count: Callable[[Job], int], finished: Callable[[Outcome], object]):
-        self._finished = finished
+        self._finished, self.left = finished, len(wholes)
         self._wholes: dict[str, tuple[Job, list[Job]]] = {}  # by the pieces' outputs
         self._outcomes: dict[str, list[Outcome]] = defaultdict(list)  # by the wholes' outputs
         self.jobs: list[Job] = []
@@ -152,6 +152,7 @@ class Pieces:
             outcome = Outcome(whole, 0, sum(each.seconds for each in outcomes), failure)
             if not failure:
                 outcome = _joined(outcome, [Path(job.output) for job in pieces])
+        self.left -= 1
         self._finished(outcome)
 
 
@@ -250,17 +251,30 @@ def animate_piece(
     settings: dict[str, Any] = dict(keyframes=keyframes, strength=performance.strength, neutral=performance.neutral)
     piece = split_motion(reference.motion, performance.motion, count, **settings)[index]
     begin, end = times[piece.start], times[piece.stop] if piece.stop < len(times) else None
+    checkpoint = Checkpoint(output, {}, piece.start)  # the settings are in the piece's name
+    done, _ = checkpoint.load() if find_partial(output) else (0, {})
+    video = VideoWriter(output, *crop.output_size, rate, time_base=time_base, resumable=True, resume_at=done)
     animated = pipeline.animate_piece(
-        reference, performance.motion, piece, steps=options.steps, seed=options.seed, **settings
+        reference,
+        performance.motion,
+        piece,
+        steps=options.steps,
+        seed=options.seed,
+        resume=checkpoint.path if done else None,
+        watch=checkpoint.watch,
+        **settings,
     )
-    with VideoWriter(output, *crop.output_size, rate, time_base=time_base) as video, closing(animated):
+    with video, closing(animated), progress(total=len(piece), initial=done, unit="frame") as bar:
+        numbers = iter(piece[done:])
         try:
-            with progress(total=len(piece), initial=0, unit="frame") as bar:
-                for i, pixels in zip(piece, chain.from_iterable(animated), strict=True):
-                    video.write(crop.finish(pixels), times[i] - begin)
+            for chunk in animated:
+                for pixels in chunk:
+                    video.write(crop.finish(pixels), times[next(numbers)] - begin)
                     bar.update()
+                checkpoint.save(video, {})
         except KeyboardInterrupt:
             video.discard()  # an incomplete piece must not take its name
             raise
         video.finish(end=None if end is None else end - begin)
+    checkpoint.remove()
     return len(piece)

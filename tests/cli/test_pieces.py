@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 import torch
 from commands import RATE, animate
+from safetensors.torch import load_file
 
 from clips import write_clip, write_source
 from motions import motion_of
 from personalive_core.batch.driver import Outcome
 from personalive_core.batch.jobs import Job
 from personalive_core.cli import animate as animate_module
-from personalive_core.cli import batch, split, worker
+from personalive_core.cli import batch, outputs, split, worker
 from personalive_core.cli.outputs import Checkpoint
 from personalive_core.cli.split import Pieces, pieces_folder, pieces_that_pay
+from personalive_core.config import CHUNK, WARM_UP
+from personalive_core.media import video_writer
 from personalive_core.media.video_reader import VideoReader
 from personalive_core.media.video_writer import VideoWriter, partial_path
 
@@ -53,9 +56,14 @@ class NumberedFrames:
     def animate_motion(self, reference, motions, **settings):
         return self._frames(range(sum(len(motion) for motion in motions)))
 
-    def animate_piece(self, reference, motion, piece, **settings):
-        self.pieces.append(piece)
-        return self._frames(piece)
+    def animate_piece(self, reference, motion, piece, *, resume, watch, **settings):
+        done = load_file(resume)["done"].item() if resume else 0
+        self.pieces.append(piece[done:])
+        for chunk in self._frames(piece[done:]):
+            yield chunk
+            done += len(chunk)
+            tensors = {"done": torch.tensor(done)}
+            watch(SimpleNamespace(window=(piece.start + done + WARM_UP) // CHUNK, tensors=lambda: tensors))  # noqa: B023
 
     def _frames(self, numbers):
         numbers = iter(numbers)
@@ -123,6 +131,23 @@ def test_what_is_done_of_a_split_video_is_kept(pipeline, portrait, driving, tmp_
     assert animate(tmp_path, portrait, driving, output, *run) == 0
     assert first not in pipeline.pieces and len(pipeline.pieces) == 2
     assert shows(read(output)[0], 130)
+
+
+def test_a_piece_that_was_stopped_goes_on(pipeline, portrait, driving, tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "SAVE_EVERY", 0)
+    for module in (outputs, video_writer):
+        monkeypatch.setattr(module, "SEGMENT", 8)
+    output, whole = tmp_path / "out.mp4", tmp_path / "whole.mp4"
+    assert animate(tmp_path, portrait, driving, whole, *ALL, "--split", "2") == 0
+    second = pipeline.pieces[1]
+    pipeline.stops_at, pipeline.pieces = second.start + 40, []
+    assert animate(tmp_path, portrait, driving, output, *ALL, "--split", "2") == 130
+    pipeline.stops_at, pipeline.pieces = None, []
+    assert animate(tmp_path, portrait, driving, output, *ALL, "--split", "2") == 0
+    (rest,) = pipeline.pieces
+    assert second.start < rest.start <= second.start + 40 and rest.stop == second.stop
+    assert output.read_bytes() == whole.read_bytes()
+    assert not pieces_folder(output).exists()
 
 
 def test_what_an_unsplit_run_has_written_is_not_lost_unasked(pipeline, portrait, driving, tmp_path, capsys):
@@ -193,9 +218,10 @@ def test_a_worker_makes_pieces(pipeline, portrait, driving, tmp_path, monkeypatc
     assert {job.performance for job in pieces.jobs} == {pieces.jobs[0].performance} != {None}
     assert [job.parts for job in pieces.jobs] == [2, 2]
     for job in reversed(pieces.jobs):
-        assert not outcomes
+        assert not outcomes and pieces.left == 1
         pieces.finished(Outcome(job, hired.animate(job, None, hired.extract(job))[0], seconds=2.0))
     assert [(outcome.frames, outcome.seconds, outcome.failure) for outcome in outcomes] == [(130, 4.0, "")]
+    assert pieces.left == 0
     assert shows(read(Path(outcomes[0].job.output))[0], 130)
 
 
