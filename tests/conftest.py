@@ -15,7 +15,8 @@ TOGETHER = (
     "test_miniature",
     "test_miniature_streams",
     "test_driver",
-)  # one costly fixture
+    "test_unets",
+)  # one costly fixture, or so much memory that two at once do not fit
 
 
 @pytest.hookimpl(optionalhook=True)
