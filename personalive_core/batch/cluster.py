@@ -37,6 +37,7 @@ def connected(address: str | None, gpus: int | None, workers: int) -> Iterator[C
         InputError: Ray is not installed, the cluster cannot be reached, or it has not so many GPUs.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # we send no telemetry
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # or it starts an idle process for each core
     try:
         import ray
     except ImportError as error:

@@ -79,23 +79,25 @@ class KeyframeBank:
         return new
 
 
-def keyframe_windows(settings: KeyframeSettings, portrait: Tensor, tokens: Tensor, windows: int) -> list[int]:
+def keyframe_windows(settings: KeyframeSettings, portrait: Tensor, tokens: Tensor, windows: int) -> list[list[int]]:
     """Finds the keyframes before anything is sampled: they follow from the motion alone.
 
     Args:
         settings: When a frame becomes a keyframe.
         portrait: The portrait's motion tokens (1, 32, 16).
         tokens: Those that the networks get of the first frame of each chunk, (windows - 3, 32, 16) or more.
-        windows: How many windows have been run.
+        windows: How many windows are run.
 
     Returns:
-        The windows, counted from 0, whose oldest frame is a keyframe by then. A portrait that returned is not one.
+        For each number of windows that have been run, from 0 to `windows`: those, counted from 0, whose oldest frame is
+        a keyframe by then. A portrait that returned is not one.
     """
-    found, limit = list[int](), settings.limit
+    found, limit = [list[int]()], settings.limit
     bank = KeyframeBank(portrait)
     for window in range(windows):
+        known = found[-1]
         if settings.returns(window):
-            bank, found, limit = KeyframeBank(portrait), [], settings.limit - 1
-        if window >= FIRST_WINDOW and bank.admit(tokens[window - WARM_UP // CHUNK], settings.threshold):
-            found.append(window)
-    return found[:limit]
+            bank, known, limit = KeyframeBank(portrait), [], settings.limit - 1
+        is_new = window >= FIRST_WINDOW and bank.admit(tokens[window - WARM_UP // CHUNK], settings.threshold)
+        found.append([*known, window] if is_new and len(known) < limit else known)
+    return found

@@ -1,11 +1,15 @@
 """One long video in pieces, which may be made at the same time on several GPUs."""
 
+from bisect import bisect_left
+from collections.abc import Callable
+from itertools import pairwise
+
 from ..config import CHUNK, WARM_UP, WINDOW
 from ..errors import InputError
 from ..motion.motion import Motion
 from ..motion.performance import PUBLISHED, Strength, retarget_motion
 from .keyframes import KeyframeSettings, keyframe_windows
-from .stream import LEAD
+from .stream import LEAD, lead_windows
 
 SHORTEST = WINDOW  # frames of a piece
 
@@ -19,7 +23,7 @@ def split_motion(
     strength: Strength = PUBLISHED,
     neutral: Motion | None = None,
 ) -> list[range]:
-    """Divides a video as `split_frames` does, with the lead that its keyframes need.
+    """Divides a video as `split_frames` does, with what `Stream.start_at` samples before each seam.
 
     Args:
         portrait: Its motion, one frame.
@@ -34,27 +38,27 @@ def split_motion(
     """
     neutral = motion[:1] if neutral is None else neutral
     tokens = retarget_motion(portrait, motion[::CHUNK], neutral, strength).tokens
-    found = keyframe_windows(keyframes, portrait.tokens, tokens, len(motion) // CHUNK)
-    return split_frames(len(motion), pieces, lead_frames(len(found)))
+    found = keyframe_windows(keyframes, portrait.tokens, tokens, len(tokens) + WARM_UP // CHUNK)
+
+    def lead(seam: int) -> int:
+        window = (seam + WARM_UP) // CHUNK
+        return CHUNK * sum(map(len, lead_windows(found[window], window)))
+
+    return split_frames(len(motion), pieces, lead)
 
 
 def lead_frames(keyframes: int) -> int:
-    """How many frames `Stream.start_at` samples beforehand if it samples so many keyframes again."""
+    """How many frames `Stream.start_at` samples beforehand at most if it samples so many keyframes again."""
     return WARM_UP + LEAD + keyframes * (WINDOW + LEAD)
 
 
-def most_pieces(frames: int, lead: int) -> int:
-    """Into how many pieces a video can be divided, of 16 frames each and what they sample beforehand."""
-    return max(1, (frames - lead) // SHORTEST)
-
-
-def split_frames(frames: int, pieces: int, lead: int) -> list[range]:
+def split_frames(frames: int, pieces: int, lead: Callable[[int], int]) -> list[range]:
     """Divides a video so that all its pieces take the same time.
 
     Args:
         frames: Of the video.
-        pieces: How many.
-        lead: Frames that every piece but the first samples beforehand.
+        pieces: How many, of 16 frames or more.
+        lead: How many frames a piece that begins with this one samples beforehand.
 
     Returns:
         The frames that each piece makes, without a gap. All but the last end with a chunk.
@@ -62,9 +66,25 @@ def split_frames(frames: int, pieces: int, lead: int) -> list[range]:
     Raises:
         InputError: The video is too short.
     """
-    if pieces > (most := most_pieces(frames, lead)):
+    most = min(pieces, max(1, frames // SHORTEST))
+    while most > 1 and min(map(len, _divided(frames, most, lead))) < SHORTEST:
+        most -= 1
+    if most < pieces:
         advice = f"split them into {most} at most" if most > 1 else "make them in one piece"
         raise InputError(f"{frames} frames are too few for {pieces} pieces: {advice}.")
-    work = (frames + (pieces - 1) * lead) / pieces
-    seams = [CHUNK * round((work + i * (work - lead)) / CHUNK) for i in range(pieces - 1)]
-    return [range(begin, end) for begin, end in zip([0, *seams], [*seams, frames], strict=True)]
+    return _divided(frames, pieces, lead)
+
+
+def _divided(frames: int, pieces: int, lead: Callable[[int], int]) -> list[range]:
+    """Searches for the number of frames that each piece samples in all."""
+
+    def seams(work: int) -> list[int]:
+        """Where the pieces begin, and where the last one ends."""
+        begins, end = [0], 0
+        for _ in range(pieces):
+            end = min(frames, end + max(0, work - lead(begins[-1])))
+            begins.append(CHUNK * round(end / CHUNK))
+        return [*begins[:-1], end]
+
+    found = seams(bisect_left(range(frames + lead(0)), frames, key=lambda work: seams(work)[-1]))
+    return [range(begin, end) for begin, end in pairwise(found)]

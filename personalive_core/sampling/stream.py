@@ -1,7 +1,7 @@
 """The streaming loop: takes driving motion as it comes, and yields finished latents three windows later."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +70,23 @@ def reflected(index: int, frames: int) -> int:
         return 0
     index %= 2 * frames - 2
     return min(index, 2 * frames - 2 - index)
+
+
+def lead_windows(keyframes: Sequence[int], window: int) -> Iterator[range]:
+    """The windows that `Stream.start_at` runs before the one that it begins with.
+
+    Args:
+        keyframes: Windows that are run to sample a keyframe, as `keyframe_windows` finds them.
+        window: The one that it begins with.
+
+    Yields:
+        Those up to each keyframe's, and those before `window`. What lies between them is not run, if it saves any.
+    """
+    done = 0
+    for lead, stop in [*((keyframe, keyframe + 1) for keyframe in keyframes), (window, window)]:
+        begin = lead - (WARM_UP + LEAD) // CHUNK
+        yield range(begin if begin - done >= WARM_UP // CHUNK else done, stop)
+        done = stop
 
 
 class Stream:
@@ -173,18 +190,13 @@ class Stream:
         """
         state, end = self.start(motion, seed, neutral), (frame + WARM_UP) // CHUNK
         tokens = self._retargeted(state, motion[::CHUNK]).tokens
-        for window in keyframe_windows(self.keyframes, self.motion.tokens, tokens, end):
-            self._lead_to(window, state, motion, tokens)
-            self._take_in(state, motion, CHUNK * (window + 1))
-        self._lead_to(end, state, motion, tokens)
+        keyframes = keyframe_windows(self.keyframes, self.motion.tokens, tokens, end)[-1]
+        for windows in lead_windows(keyframes, end):
+            if windows.start > state.window:
+                self._leap(windows.start, state, motion, tokens)
+            for _ in self.push(state, motion[state.frames : CHUNK * windows.stop]):
+                pass
         return state
-
-    def _lead_to(self, window: int, state: StreamState, motion: Motion, tokens: Tensor) -> None:
-        """Runs the windows before this one, from the first that makes a difference on."""
-        begin = window - (WARM_UP + LEAD) // CHUNK
-        if begin - state.window >= WARM_UP // CHUNK:
-            self._leap(begin, state, motion, tokens)
-        self._take_in(state, motion, CHUNK * window)
 
     def _leap(self, window: int, state: StreamState, motion: Motion, tokens: Tensor) -> None:
         """Goes on at a later window: its frames begin anew, and all else is as if those between had been run."""
@@ -198,11 +210,6 @@ class Stream:
         inside = self._retargeted(state, state.recent[-WARM_UP:])
         state.latents = self._noised(torch.cat([*noise], dim=2), self.schedule.warm_up_timesteps(self.device))
         state.motion_tokens, state.pose_features = inside.tokens, self._pose_features(inside.pose)
-
-    def _take_in(self, state: StreamState, motion: Motion, frames: int) -> None:
-        """Until so many frames are in."""
-        for _ in self.push(state, motion[state.frames : frames]):
-            pass
 
     def resume(self, path: Path) -> StreamState:
         """Reads what `StreamState.save` wrote, for the same reference and settings.

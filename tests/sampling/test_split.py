@@ -6,7 +6,7 @@ import torch
 from personalive_core.errors import InputError
 from personalive_core.motion.motion import Motion
 from personalive_core.sampling.keyframes import keyframe_windows
-from personalive_core.sampling.split import lead_frames, split_frames
+from personalive_core.sampling.split import lead_frames, split_frames, split_motion
 from personalive_core.sampling.stream import Stream
 from personalive_core.sampling.window import DenoisedWindow
 from seeded import normal
@@ -16,18 +16,20 @@ from tiny import error
 
 @pytest.mark.parametrize("frames, pieces, lead", [(1531, 4, 92), (200, 3, 44), (97, 2, 20), (1001, 7, 20), (5, 1, 20)])
 def test_the_pieces_are_the_video_and_take_the_same_time(frames: int, pieces: int, lead: int):
-    parts = split_frames(frames, pieces, lead)
+    parts = split_frames(frames, pieces, lambda seam: lead if seam else 12)
     assert [i for part in parts for i in part] == list(range(frames))
     assert all(part.stop % 4 == 0 for part in parts[:-1])
-    work = [len(part) + (lead if part.start else 0) for part in parts]
+    work = [len(part) + (lead if part.start else 12) for part in parts]
     assert len(parts) == pieces
     assert max(work) - min(work) <= 8
 
 
 def test_a_video_is_not_split_into_more_than_it_can_be():
     with pytest.raises(InputError, match="too few for 6 pieces: split them into 5"):
-        split_frames(100, 6, lead_frames(0))
-    assert min(map(len, split_frames(100, 5, lead_frames(0)))) >= 16 - 4
+        split_frames(100, 6, lambda seam: 20 if seam else 12)
+    assert min(map(len, split_frames(100, 5, lambda seam: 20 if seam else 12))) >= 16
+    with pytest.raises(InputError, match="too few for 2 pieces: make them in one"):
+        split_frames(100, 2, lambda seam: 10 * seam)
 
 
 def driving(frames: int) -> Motion:
@@ -73,8 +75,43 @@ def test_keyframes_are_known_before_anything_is_sampled(settings):
         stream.step(state, motion[4 * window :][:4])
         first_seen += [(x, window) for x in state.keyframes if not any(x is known for known, _ in first_seen)]
         in_use = [w for x, w in first_seen if x is not stream.features and any(x is y for y in state.keyframes)]
-        assert keyframe_windows(stream.keyframes, stream.motion.tokens, motion.tokens[::4], window + 1) == in_use
+        assert keyframe_windows(stream.keyframes, stream.motion.tokens, motion.tokens[::4], window + 1)[-1] == in_use
     assert bool(in_use) == bool(stream.keyframes.limit)
+
+
+@pytest.mark.parametrize(
+    "settings, changes",
+    [
+        ({"limit": 0}, (0,)),
+        ({}, (0, 48, 52, 56)),
+        ({"limit": 4}, (0, 70, 140, 210)),
+        ({"limit": 5, "return_every": 150}, (0, 70, 140, 210)),
+    ],
+)
+@torch.inference_mode()
+def test_all_pieces_run_as_many_windows(monkeypatch: pytest.MonkeyPatch, settings, changes):
+    """The driver's face changes in these frames, which makes them keyframes."""
+    stream, faces = undenoised_stream(**settings), normal("faces", 4, 32, 16)
+    motion = motion_of(faces[[sum(frame >= change for change in changes) - 1 for frame in range(400)]])
+    windows = list[int]()
+
+    def step(state, motion):
+        windows.append(state.window)
+        return Stream.step(stream, state, motion)
+
+    monkeypatch.setattr(stream, "step", step)
+    work = []
+    for piece in split_motion(stream.motion, motion, 4, keyframes=stream.keyframes):
+        state = stream.start_at(piece.start, motion, seed=1)
+        limit = lead_frames(len([x for x in state.keyframes if x is not stream.features]))
+        assert 4 * len(windows) <= limit if piece.start else len(windows) == 3
+        for _ in stream.push(state, motion[state.frames : piece.stop + 12]):
+            pass
+        if piece.stop == len(motion):
+            list(stream.flush(state))
+        work.append(len(windows))
+        windows.clear()
+    assert max(work) - min(work) <= (6 if "return_every" in settings else 2)  # where the seam's lead jumps
 
 
 @torch.inference_mode()
