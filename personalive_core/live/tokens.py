@@ -7,6 +7,8 @@ import secrets
 import sys
 from pathlib import Path
 
+from filelock import FileLock
+
 log = logging.getLogger(__name__)
 
 BYTES = 16
@@ -28,23 +30,27 @@ def load_tokens(folder: Path) -> tuple[str, str]:
     Args:
         folder: That holds the file; it is made where it is missing. Where nothing can be written, tokens are new.
     """
-    path = folder / "live.json"
-    for _ in range(2):
-        try:
-            driver, viewer = json.loads(path.read_text())
-            if min(len(driver), len(viewer)) >= 2 * BYTES and driver != viewer:
-                return str(driver), str(viewer)
-        except (OSError, TypeError, ValueError):
-            pass
-        tokens = secrets.token_hex(BYTES), secrets.token_hex(BYTES)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
+    path, tokens = folder / "live.json", (secrets.token_hex(BYTES), secrets.token_hex(BYTES))
+    if known := _read(path):
+        return known
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if known := _read(path):  # another server was faster
+                return known
+            path.unlink(missing_ok=True)  # damaged
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 json.dump(tokens, file)
-            return tokens
-        except FileExistsError:  # another server was faster
-            continue
-        except OSError as error:
-            log.warning("%s cannot be written (%s): the links change with each start", path, error.strerror)
+    except OSError as error:
+        log.warning("%s cannot be written (%s): the links change with each start", path, error.strerror)
     return tokens
+
+
+def _read(path: Path) -> tuple[str, str] | None:
+    try:
+        driver, viewer = json.loads(path.read_text())
+        if min(len(driver), len(viewer)) >= 2 * BYTES and driver != viewer:
+            return str(driver), str(viewer)
+    except (OSError, TypeError, ValueError):
+        pass
+    return None

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -481,9 +482,20 @@ def test_tokens_are_kept_and_private(tmp_path):
     driver, viewer = load_tokens(tmp_path / "state")
     assert driver != viewer and len(bytes.fromhex(driver)) == len(bytes.fromhex(viewer)) == 16
     assert load_tokens(tmp_path / "state") == (driver, viewer)
-    (path,) = (tmp_path / "state").iterdir()
+    path = tmp_path / "state" / "live.json"
     assert path.stat().st_mode & 0o077 == 0
     path.write_text('["", ""]')
     assert len(load_tokens(tmp_path / "state")[0]) == 32
     (tmp_path / "file").touch()
     assert len(load_tokens(tmp_path / "file")[0]) == 32
+
+
+def test_servers_that_start_at_once_have_the_same_tokens(tmp_path):
+    starts = threading.Barrier(8)
+
+    def load(number: int) -> tuple[str, str]:
+        starts.wait()
+        return load_tokens(tmp_path / "state")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(load, range(8)))) == 1
