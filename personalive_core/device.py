@@ -155,12 +155,17 @@ def without_tf32() -> Iterator[None]:
     """Computes float32 products and convolutions on NVIDIA GPUs with all 24 bits of precision for as long as the
     context lasts, in the whole process. By default PyTorch has convolutions round their inputs to 11 bits (TF32)."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    switches: list[tuple[Any, str, Any]] = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+    if hasattr(cudnn, "conv"):  # PyTorch 2.9 and newer, which cannot read the older switches once these were used
+        switches = [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
+    before = [getattr(switch, name) for switch, name, _ in switches]
     try:
+        for switch, name, off in switches:
+            setattr(switch, name, off)
         yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
+        for (switch, name, _), value in zip(switches, before, strict=True):
+            setattr(switch, name, value)
 
 
 def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

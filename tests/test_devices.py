@@ -14,7 +14,7 @@ from face import draw_face
 from personalive_core import device as devices
 from personalive_core.cli import info, measure, options
 from personalive_core.cli.main import main
-from personalive_core.device import dtype_name, fp16_accumulation, pick_device, pick_dtype
+from personalive_core.device import dtype_name, fp16_accumulation, pick_device, pick_dtype, without_tf32
 from personalive_core.errors import InputError
 from personalive_core.framing.driving_crop import DrivingCropSettings
 from personalive_core.live import model as model_module
@@ -236,6 +236,17 @@ def test_auto_takes_a_gpu(monkeypatch, there):
     monkeypatch.setattr(torch, "zeros", lambda *_, device: made.append(device) or torch.ones(1))
     pick_device()
     assert made == [*there, "cpu"][:1]
+
+
+def test_tf32_is_switched_off_and_on_again_by_older_pytorch(monkeypatch: pytest.MonkeyPatch):
+    """Before 2.9 there are these switches alone."""
+    switches = SimpleNamespace(allow_tf32=True), SimpleNamespace(allow_tf32=False)
+    for backend, name, switch in ((torch.backends, "cudnn", 0), (torch.backends.cuda, "matmul", 1)):
+        monkeypatch.setattr(backend, name, switches[switch])
+    with pytest.raises(KeyError), without_tf32():
+        assert [switch.allow_tf32 for switch in switches] == [False, False]
+        raise KeyError
+    assert [switch.allow_tf32 for switch in switches] == [True, False]
 
 
 def test_the_documentation_has_every_kind():

@@ -3,7 +3,9 @@ does not count."""
 
 import json
 import pickle
+import weakref
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,25 @@ def test_workers_extract_a_motion_together(tmp_path, monkeypatch):
     assert same(joined.motion, whole.motion)
     with pytest.raises(InputError, match="the workers read 13, 13, 12 frames"):
         worker.join(*parts[:2], parts[2]._replace(times=parts[2].times[:12]))
+
+
+def test_a_worker_drops_its_networks_before_it_loads_others(monkeypatch):
+    loaded = list[weakref.ref]()
+
+    class Networks:
+        onload = nullcontext
+
+    def load(options) -> Networks:
+        assert all(networks() is None for networks in loaded)
+        networks = Networks()
+        loaded.append(weakref.ref(networks))
+        return networks
+
+    monkeypatch.setattr(worker_module, "load_pipeline", load)
+    worker, options = AnimateWorker(Namespace(), 1), dict.fromkeys(worker_module.PIPELINE)
+    for dtype in ("fp16", "fp16", "fp8"):
+        worker._pipeline(Namespace(**options | {"dtype": dtype}))
+    assert len(loaded) == 2 and loaded[1]() is not None
 
 
 def test_shared_parts_change_no_byte(tmp_path, monkeypatch):

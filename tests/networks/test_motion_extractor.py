@@ -41,17 +41,22 @@ def test_keypoints(network):
     assert error(transform_keypoints(driving[4:]), g["driving_keypoints_next"]) < 1e-5
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="PyTorch has these settings from 2.9 on")
+@pytest.mark.parametrize("before", [("tf32", "tf32"), ("ieee", "none")])
 @torch.inference_mode()
-def test_no_tf32(network, monkeypatch: pytest.MonkeyPatch):
-    cudnn, matmul, seen = torch.backends.cudnn, torch.backends.cuda.matmul, []
-    monkeypatch.setattr(cudnn, "allow_tf32", True)
-    matmul.allow_tf32 = True
+def test_no_tf32(network, before):
+    """Whatever others have set, which they find again. The older setting cannot be read in the second case."""
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    defaults, seen = (conv.fp32_precision, matmul.fp32_precision), []
+    conv.fp32_precision, matmul.fp32_precision = before
+    look = lambda *_: seen.append((conv.fp32_precision, matmul.fp32_precision))  # noqa: E731
     try:
-        with network.detector.register_forward_pre_hook(lambda *_: seen.append((cudnn.allow_tf32, matmul.allow_tf32))):
+        with network.detector.register_forward_pre_hook(look):
             network(uniform("in/ref", 1, 3, 256, 256))
-        assert seen == [(False, False)] and cudnn.allow_tf32 and matmul.allow_tf32
+        look()
     finally:
-        matmul.allow_tf32 = False
+        conv.fp32_precision, matmul.fp32_precision = defaults
+    assert seen == [("ieee", "ieee"), before]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
