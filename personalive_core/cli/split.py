@@ -207,7 +207,7 @@ def _joined(outcome: Outcome, pieces: list[Path]) -> Outcome:
                 audio_start=driver.audio_start,
             ) as video,
         ):
-            frames = sum(video.append(piece) for piece in pieces)
+            frames = video.join(pieces)
     except (InputError, OSError) as error:
         return outcome._replace(failure=str(error))
     shutil.rmtree(pieces_folder(output))

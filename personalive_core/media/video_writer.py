@@ -3,11 +3,11 @@
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from io import BytesIO
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -110,42 +110,14 @@ class _PartialFile:
         self._file.close()
 
 
-class _Fragments:
-    """A muxer for the next packets of a video, each of which becomes a fragment."""
-
-    def __init__(self, partial: _PartialFile):
-        self._partial = partial
-        self._buffer, self._taken = BytesIO(), 0
-        self.container = av.open(self._buffer, "w", format="mp4", options=FRAGMENTED)
-
-    def mux(self, packets: Iterable[av.Packet]) -> None:
-        for packet in packets:
-            self.container.mux(packet)
-        self._append()
-
-    def close(self) -> None:
-        self.container.close()
-        self._append()
-
-    def _append(self) -> None:
-        """What is complete of the muxer's output, but only one header for the whole file."""
-        position = self._buffer.tell()
-        self._buffer.seek(self._taken)
-        data, wanted = self._buffer.read(), []
-        self._buffer.seek(position)
-        while len(data) >= (size := int.from_bytes(data[:4], "big")) > 0:
-            if self._partial.size == 0 or data[4:8] in (b"moof", b"mdat"):
-                wanted.append(data[:size])
-            data, self._taken = data[size:], self._taken + size
-        self._partial.append(b"".join(wanted))
-
-
-class _Segment(_Fragments):
-    """An encoder for the next frames of a video."""
+class _Segment:
+    """An encoder for the next frames of a video, each of which becomes a fragment."""
 
     def __init__(self, partial: _PartialFile, width: int, height: int, rate: Fraction, time_base: Fraction, crf: int):
-        super().__init__(partial)
-        self._stream = self.container.add_stream("libx264", rate=rate)
+        self._partial = partial
+        self._buffer, self._taken = BytesIO(), 0
+        self._container = av.open(self._buffer, "w", format="mp4", options=FRAGMENTED)
+        self._stream = self._container.add_stream("libx264", rate=rate)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         self._stream.time_base = self._stream.codec_context.time_base = time_base
         # veryfast keeps up with any model on two cores. No B-frames: then decoding order is display order, and
@@ -158,9 +130,24 @@ class _Segment(_Fragments):
 
     def encode(self, frame: av.VideoFrame | None) -> None:
         """None is the end."""
-        self.mux(self._stream.encode(frame))
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+        self._append()
         if frame is None:
-            self.close()
+            self._container.close()
+            self._append()
+
+    def _append(self) -> None:
+        """What is complete of the muxer's output, but only one header for the whole file."""
+        position = self._buffer.tell()
+        self._buffer.seek(self._taken)
+        data, wanted = self._buffer.read(), []
+        self._buffer.seek(position)
+        while len(data) >= (size := int.from_bytes(data[:4], "big")) > 0:
+            if self._partial.size == 0 or data[4:8] in (b"moof", b"mdat"):
+                wanted.append(data[:size])
+            data, self._taken = data[size:], self._taken + size
+        self._partial.append(b"".join(wanted))
 
 
 class VideoWriter:
@@ -230,6 +217,7 @@ class VideoWriter:
         self._encoded = resume_at
         self._failure: BaseException | None = None
         self._partial: _PartialFile | None = None
+        self._joined: list[tuple[Path, Fraction]] = []  # videos that this one is made of, and when they begin
         if audio_from is not None:
             kind = "matroska" if self.path.suffix.lower() == ".mkv" else "mp4"
             with av.open(BytesIO(), "w", format=kind) as unused:  # names sound that cannot be read
@@ -263,34 +251,24 @@ class VideoWriter:
         if self._failure is not None:
             self._wait()
 
-    def append(self, path: Path) -> int:
-        """Add the frames of a finished video that a writer with these settings made; they are not coded again.
+    def join(self, paths: Sequence[Path]) -> int:
+        """Make the video of finished ones, one after the other, in place of `write`: of such as a writer with these
+        settings made. They are not coded again, and must stay until `finish`.
 
-        The first of them is shown when the last video that was added ends.
+        Each is shown when the one before it ends.
 
         Returns:
-            How many they are.
-
-        Raises:
-            InputError: The disk is full.
+            How many frames they have.
         """
-        assert self._partial is not None
-        begin, before = self._last_end or Fraction(0), self._count
-        with self._disk_errors(), av.open(str(path)) as source:
-            packets = (packet for packet in source.demux(video=0) if packet.size)
-            while part := list(islice(packets, SEGMENT)):
-                fragments = _Fragments(self._partial)
-                stream = fragments.container.add_stream_from_template(source.streams.video[0])
-                stream.time_base = self.time_base
-                for packet in part:
-                    packet.pts = packet.dts = packet.pts + round(begin / packet.time_base)
-                    packet.stream = stream
-                self._last = part[-1].pts * part[-1].time_base
-                self._last_end = self._last + part[-1].duration * part[-1].time_base
-                fragments.mux(part)
-                fragments.close()
-                self._count += len(part)
-        return self._count - before
+        joined, begin, frames = list[tuple[Path, Fraction]](), Fraction(0), 0
+        for path in paths:
+            with av.open(str(path)) as source:
+                video = source.streams.video[0]
+                joined.append((path, begin))
+                begin += video.duration * video.time_base
+                frames += video.frames
+        self._joined, self._count = joined, frames
+        return frames
 
     def _encode_all(self) -> None:
         """The encoder's thread. After a failure it only empties the queue, so that `write` never waits for room."""
@@ -332,13 +310,13 @@ class VideoWriter:
             with self._disk_errors():
                 raise failure
 
-    def _end(self) -> Fraction:
-        """When the last frame ends. Where that is not known, the whole has the average rate; but the frame lasts for
-        one to four, because a source of variable rate may be cut anywhere."""
+    def _end(self, last: Fraction) -> Fraction:
+        """When the last frame ends, which is shown at `last`. Where that is not known, the whole has the average rate;
+        but the frame lasts for one to four, because a source of variable rate may be cut anywhere."""
         if self._last_end is not None:
             return self._last_end
-        held = self._count / self.frame_rate - self._last
-        return self._last + min(max(held, 1 / self.frame_rate), 4 / self.frame_rate)
+        held = self._count / self.frame_rate - last
+        return last + min(max(held, 1 / self.frame_rate), 4 / self.frame_rate)
 
     def sync(self) -> None:
         """See that what is in the growing file outlasts a power cut."""
@@ -377,22 +355,22 @@ class VideoWriter:
         self.discard()
 
     def _copy_to(self, path: Path) -> None:
-        """The growing file as an ordinary one, with the sound."""
+        """The growing file, or what is joined, as an ordinary one with the sound."""
         options = {} if path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
-        with av.open(str(partial_path(self.path))) as source, av.open(str(path), "w", options=options) as target:
+        parts = self._joined or [(partial_path(self.path), Fraction(0))]
+        with av.open(str(parts[0][0])) as source, av.open(str(path), "w", options=options) as target:
             video = target.add_stream_from_template(source.streams.video[0])
             video.time_base = self.time_base
-            sound = self._open_sound(target)
-            packets = (packet for packet in source.demux(video=0) if packet.size)
-            for packet, following in pairwise(chain(packets, [None])):
+            sound, end = self._open_sound(target), Fraction(0)
+            for packet, following in pairwise(chain(_packets(parts), [None])):
                 time = packet.pts * packet.time_base
-                end = following.pts * following.time_base if following else time + self._end() - self._last
+                end = following.pts * following.time_base if following else self._end(time)
                 packet.duration, packet.stream = round((end - time) / packet.time_base), video
                 target.mux(packet)
                 if sound:
                     sound.mux_until(time)
             if sound:
-                sound.mux_until(self._end(), last=True)
+                sound.mux_until(end, last=True)
                 sound.close()
 
     def _open_sound(self, target: av.container.OutputContainer) -> AudioCopier | None:
@@ -440,3 +418,13 @@ class VideoWriter:
             self.finish()
         else:
             self.discard()
+
+
+def _packets(parts: list[tuple[Path, Fraction]]) -> Iterator[av.Packet]:
+    """The videos' packets, one video after the other, each from the time in seconds at which it begins."""
+    for path, begin in parts:
+        with av.open(str(path)) as source:
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.pts = packet.dts = packet.pts + round(begin / packet.time_base)
+                    yield packet

@@ -174,12 +174,18 @@ class Measurement:
         return f"{self._make(alone, len(self._workers), finished):.1f} s"
 
     def _split(self, what: str) -> str:
-        count, outcomes = len(self._workers), list[Outcome]()
+        count, outcomes, parts = len(self._workers), list[Outcome](), list[Outcome]()
         pieces = Pieces([self._job(f"{what}.mp4", **self._sources[what])], lambda job: count, outcomes.append)
-        seconds = self._make(pieces.jobs, count, pieces.finished)
+
+        def finished(piece: Outcome) -> None:
+            parts.append(piece)
+            pieces.finished(piece)
+
+        seconds = self._make(pieces.jobs, count, finished)
         check(outcomes[0], self._frames)
+        each = ", ".join(f"{piece.seconds:.1f}" for piece in parts)
         times = f"{self._wholes[what] / seconds:.2f} x one" if what in self._wholes else "no whole one to compare with"
-        return f"{seconds:.1f} s in {count} pieces, {times}"
+        return f"{seconds:.1f} s in {count} pieces ({each} s), {times}"
 
     def _batch(self, gpus: int) -> str:
         jobs, outcomes = list[Job](), list[Outcome]()

@@ -346,13 +346,14 @@ def test_joined_pieces_are_one_video(tmp_path, suffix, rate):
     sound = dict(audio_from=write_source(tmp_path / "source.mp4", seconds=6.0), audio_start=Fraction(1, 5))
     whole = write_clip(tmp_path / f"whole{suffix}", times, rate, **settings, **sound)
     seams = [0, 60, 64, 130]
+    pieces = [tmp_path / f"{i}.mp4" for i in range(3)]
+    for piece, (begin, end) in zip(pieces, pairwise(seams), strict=True):
+        with VideoWriter(piece, 64, 48, rate, **settings) as of_piece:
+            for k in range(begin, end):
+                of_piece.write(flat(20 + 10 * k % 200), times[k] - times[begin])
+            of_piece.finish(end=times[end] - times[begin] if end < 130 else None)
     with VideoWriter(joined := tmp_path / f"joined{suffix}", 64, 48, rate, **settings, **sound) as writer:
-        for i, (begin, end) in enumerate(pairwise(seams)):
-            with VideoWriter(piece := tmp_path / f"{i}.mp4", 64, 48, rate, **settings) as of_piece:
-                for k in range(begin, end):
-                    of_piece.write(flat(20 + 10 * k % 200), times[k] - times[begin])
-                of_piece.finish(end=times[end] - times[begin] if end < 130 else None)
-            writer.append(piece)
+        assert writer.join(pieces) == 130
     read = []
     for path in (whole, joined):
         with VideoReader(path) as reader, av.open(str(path)) as container:
