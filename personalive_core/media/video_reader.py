@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from heapq import heappop, heappush
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from .pictures import fit_picture, read_animation, read_picture
 
 DEFAULT_FRAME_RATE = Fraction(25)  # frames per second of single pictures and of files that do not tell
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
+AT_A_TIME = 8  # frames that are decoded, as long as a file is not damaged
 UNSPECIFIED_MATRIX = 2
 SKIPPED = np.empty((0, 0, 3), np.uint8)
 
@@ -75,6 +77,18 @@ def _upright(pixels: np.ndarray, matrix: bytes | None) -> np.ndarray:
 def _natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts 2.png before 10.png."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name.lower())]
+
+
+class _Decoded(NamedTuple):
+    """A frame as it is decoded, its time in seconds from the first one, and its transfer curve's number in H.273."""
+
+    frame: av.VideoFrame
+    time: Fraction
+    transfer: int
+
+
+class _DamagedError(Exception):
+    """Something of a video is damaged."""
 
 
 class VideoReader:
@@ -195,7 +209,6 @@ class VideoReader:
                 f"{self.path} is {size}, and more than {FRAME_PIXELS} are not read: make it smaller first."
             )
         rate, count = self._rate_and_count(stream)
-        stream.codec_context.options = {"max_pixels": str(FRAME_PIXELS)}
         self._frames = self._convert(stream, self._decode(container, rate))
         first = next(self._frames, None)
         if first is None:
@@ -245,27 +258,60 @@ class VideoReader:
             yield packet
         yield None
 
-    def _decode(
-        self, container: av.container.InputContainer, rate: Fraction
-    ) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-        """The frames that can be decoded and are shown, with their times from the first on."""
-        # PyAV's default of slice threads stays: with frame threads an error takes good frames with it.
+    def _decode(self, container: av.container.InputContainer, rate: Fraction) -> Iterator[_Decoded]:
+        """The frames that can be decoded and are shown, with their times from the first on.
+
+        Several frames are decoded at a time. Where a file is damaged this loses good ones beside the bad ones, even
+        silently, and what stands in for bad ones varies. So from there on they are decoded one at a time. Damage may
+        show only with the next frames, and each frame waits for so many.
+        """
+        given, waiting = 0, deque[_Decoded]()
+        with suppress(_DamagedError):
+            for decoded in self._decode_once(container, rate, is_strict=True):
+                waiting.append(decoded)
+                if len(waiting) > AT_A_TIME:
+                    given += 1
+                    yield waiting.popleft()
+            yield from waiting
+            return
+        with self._open_file() as again:
+            yield from islice(self._decode_once(again, rate, is_strict=False), given, None)
+
+    def _decode_once(
+        self, container: av.container.InputContainer, rate: Fraction, is_strict: bool
+    ) -> Iterator[_Decoded]:
+        """As `_decode`. If it is strict, several frames at a time, which have to be those of the packets one after the
+        other: _DamagedError is raised before one that is not."""
         stream = container.streams.video[0]
+        options = {"max_pixels": str(FRAME_PIXELS)}
+        if is_strict:
+            stream.thread_type, stream.thread_count = "AUTO", AT_A_TIME
+            options["err_detect"] = "explode"  # FFmpeg's name for reporting what could be passed over
+        stream.codec_context.options = options
         start: int | None = None  # first pts
         end: int | None = None  # pts where the last packet ends
         last = Fraction(-1)  # time of the last frame
+        coming = list[int]()  # a heap: pts of packets whose frames have not come
         count = damaged = 0
         for packet in self._packets(container):
             if packet is not None:
+                if is_strict and (packet.is_corrupt or packet.pts is None):
+                    raise _DamagedError
+                if is_strict and not packet.is_discard:
+                    heappush(coming, packet.pts)
                 damaged += packet.is_corrupt
                 if packet.pts is not None and not packet.is_discard:
                     end = max(end or packet.pts, packet.pts + (packet.duration or 0))
             try:
                 frames = stream.codec_context.decode(packet)
-            except av.FFmpegError:
+            except av.FFmpegError as error:
+                if is_strict:
+                    raise _DamagedError from error
                 damaged += 1
                 continue
             for frame in frames:
+                if is_strict and (frame.is_corrupt or not coming or frame.pts != heappop(coming)):
+                    raise _DamagedError
                 stamp = display_time(frame, container)
                 if start is None:
                     start = stamp or 0
@@ -275,7 +321,9 @@ class VideoReader:
                 elif time <= last:
                     time = last + 1 / rate
                 count, last = count + 1, time
-                yield frame, time
+                yield _Decoded(frame, time, int(stream.codec_context.color_trc))
+        if coming:
+            raise _DamagedError
         if start is None:
             return
         # Half a second: where only the whole file declares a duration, its sound may last a little longer.
@@ -289,12 +337,12 @@ class VideoReader:
         elif damaged:
             self.problem = f"{self.path} is damaged in {damaged} places: the {count} frames that decode are used."
 
-    def _convert(self, stream: av.VideoStream, decoded: Iterator[tuple[av.VideoFrame, Fraction]]) -> Iterator[Frame]:
+    def _convert(self, stream: av.VideoStream, decoded: Iterator[_Decoded]) -> Iterator[Frame]:
         """The frames as RGB, upright, with square pixels, all of the size of the first."""
         graph = graph_key = size = matrix = None
         interlaced = False
         times = deque[Fraction]()  # of the frames in the graph
-        for number, (frame, time) in enumerate(decoded):
+        for number, (frame, time, transfer) in enumerate(decoded):
             if size is None:
                 aspect = stream.sample_aspect_ratio or 1
                 if abs(aspect - 1) < 0.01 or not 1 / 4 <= aspect <= 4:  # square but for rounding, or absurd
@@ -308,7 +356,6 @@ class VideoReader:
                 yield Frame(SKIPPED, time)
                 continue
             alpha = any(component.is_alpha for component in frame.format.components)
-            transfer = int(stream.codec_context.color_trc)
             kind = frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range)
             if (*kind, transfer, interlaced) != graph_key:
                 yield from _pull(graph, None, times, matrix)

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -149,6 +150,34 @@ def test_a_cut_off_file_gives_what_it_has_and_says_so(tmp_path):
     assert all(a < b for a, b in pairwise(times))
 
 
+@pytest.mark.parametrize("bad", [3, 30, 57])
+def test_a_damaged_frame_takes_no_others_with_it(tmp_path, bad):
+    """Frames are decoded several at a time, and an error then loses those beside it."""
+    path, noise = tmp_path / "clip.mp4", np.random.default_rng(0).integers(0, 255, (60, 48, 64, 3), np.uint8)
+    with VideoWriter(path, 64, 48, Fraction(25)) as writer:
+        for i, pixels in enumerate(noise):
+            writer.write(pixels, Fraction(i, 25))
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data, (at, size) = bytearray(path.read_bytes()), packets[bad]
+    data[at : at + size] = bytes(size)
+    path.write_bytes(data)
+    with av.open(str(path)) as container:
+        stream, expected = container.streams.video[0], list[int]()
+        for packet in container.demux(stream):
+            with suppress(av.error.InvalidDataError):
+                expected += [round(frame.time * 25) for frame in stream.codec_context.decode(packet)]
+    assert len(expected) == 59
+    reads = []
+    for _ in range(3):
+        with VideoReader(path) as reader:
+            reads.append(list(reader))
+            assert "damaged in 1 places" in reader.problem
+    assert [frame.time * 25 for frame in reads[0]] == expected
+    for frames in zip(*reads, strict=True):
+        assert all(np.array_equal(frame.pixels, frames[0].pixels) for frame in frames)
+
+
 def test_missing_and_repeated_timestamps_are_repaired(tmp_path):
     """Raw H.264 carries no timestamps at all."""
     write_clip(tmp_path / "clip.mp4", [Fraction(i, 25) for i in range(10)])
@@ -288,6 +317,7 @@ def test_a_folder_without_permission(tmp_path):
 
 FULL_DISK = """
 import resource, signal, sys
+from contextlib import suppress
 from fractions import Fraction
 import numpy as np
 from personalive_core.errors import InputError
