@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..media.video_writer import VideoWriter, find_partial
 from ..memory import Budget
-from ..motion.extraction import driving_frames
+from ..motion.extraction import driving_frames, read_ahead
 from ..motion.motion import Motion, MotionRecord
 from ..motion.parts import Part, join_parts
 from ..motion.performance import Adjustment, Performance
@@ -164,9 +164,9 @@ def extract(options: argparse.Namespace, pipeline: "Pipeline") -> Extracted:
     Raises:
         InputError: It cannot be read, or shows no face.
     """
-    with open_driver(options, adjustment_of(options)) as driver:
+    with open_driver(options, adjustment_of(options)) as driver, read_ahead(driver.frames) as frames:
         recorder = Recorder(None, None, True)
-        motions = _motions(pipeline, options, recorder, DrivingOptions(options), driver.frames)
+        motions = _motions(pipeline, options, recorder, DrivingOptions(options), frames)
         extracted = _extracted(motions, recorder)
         _say_problem(driver)
     return extracted
@@ -181,10 +181,10 @@ class ExtractedPart(NamedTuple):
 
 def extract_part(options: argparse.Namespace, pipeline: "Pipeline", part: Part) -> ExtractedPart:
     """As `extract`, of a part of the frames. The options must have hold and no --crop-driving."""
-    with open_driver(options, adjustment_of(options), part.has) as driver:
+    with open_driver(options, adjustment_of(options), part.has) as driver, read_ahead(driver.frames) as frames:
         recorder = Recorder(None, None, True)
-        frames = recorder.frames(driving_frames(driver.frames, mirror=options.mirror))
-        tensors = pipeline.extract_part(frames, part)
+        driving = recorder.frames(driving_frames(frames, mirror=options.mirror))
+        tensors = pipeline.extract_part(driving, part)
         _say_problem(driver)
     return ExtractedPart(tensors, tuple(recorder.times))
 

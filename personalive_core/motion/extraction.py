@@ -1,11 +1,13 @@
 """From driving frames to motion: head poses from the whole frame, motion tokens from the face crop."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from ..networks.motion_extractor import MotionExtractor
 from .hold import Hold
 from .keypoints import crop_faces, face_boxes, fill_empty_boxes, transform_keypoints
 from .motion import Motion
+
+T = TypeVar("T")
 
 
 class DrivingFrame(NamedTuple):
@@ -66,6 +70,26 @@ def trim_frames(
         raise InputError(f"there are no driving frames from frame {start} on: lower 'start' or choose another video.")
     begin = first[1]
     return begin, ((pixels, time - begin) for pixels, time in chain([first], used))
+
+
+@contextmanager
+def read_ahead(frames: Iterable[T], count: int = 4 * CHUNK) -> Iterator[Iterator[T]]:
+    """The same frames, of which a thread reads so many before they are asked for. The end of the `with` waits for it.
+
+    Args:
+        frames: in use by nobody else meanwhile.
+        count: how many; all of them may be in memory.
+    """
+    reading, end = iter(frames), object()
+    with ThreadPoolExecutor(1) as thread:
+
+        def read() -> Iterator[T]:
+            coming = deque(thread.submit(next, reading, end) for _ in range(count))
+            while (frame := coming.popleft().result()) is not end:
+                coming.append(thread.submit(next, reading, end))
+                yield frame  # type: ignore[misc]
+
+        yield read()
 
 
 def driving_frames(

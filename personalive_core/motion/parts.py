@@ -70,7 +70,7 @@ def join_parts(parts: Sequence[dict[str, Tensor]]) -> Motion:
     places = owners.argsort(stable=True).argsort()  # of the video's frames in the parts, one after the other
     joined = {key: value[places] for key, value in joined.items()}
     motion, hold, record = Motion.of_tensors(joined), Hold(), MotionRecord()
-    for i in range(0, len(motion), CHUNK):
-        record.append(hold.push(motion[i : i + CHUNK], joined["thumbnails"][i : i + CHUNK]))
+    for i in range(0, len(motion), 1024):  # each push has a cost of its own
+        record.append(hold.push(motion[i : i + 1024], joined["thumbnails"][i : i + 1024]))
     hold.finish()
     return record.motion()
