@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..batch import storage
-from ..batch.cluster import Cluster, connected, hiring, threads
+from ..batch.cluster import Cluster, connected, hiring
 from ..batch.driver import Batch, Outcome, Progress
 from ..batch.jobs import Job, all_pairs, read_table
 from ..errors import InputError
@@ -100,7 +100,7 @@ def _run(options: argparse.Namespace, jobs: list[Job], report: "_Report") -> Non
 
     with redirect_stdout(sys.stderr), connected(options.address, options.gpus, options.workers) as cluster:
         report.begin(cluster)
-        hire = partial(hiring(AnimateWorker, cluster), jobs[0].options, threads(cluster.workers))
+        hire = partial(hiring(AnimateWorker, cluster), jobs[0].options, cluster.threads)
         idle = cluster.workers // len(jobs)
         pieces = Pieces(jobs, lambda job: pieces_that_pay(job, idle), report.finished)
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..batch.cluster import Cluster, connected, threads
+from ..batch.cluster import Cluster, connected
 from ..batch.driver import sentence
 from ..batch.jobs import Job
 from ..errors import InputError
@@ -72,16 +72,15 @@ def serve(options: argparse.Namespace, cluster: Cluster) -> None:
     parser.set_defaults(dtype=options.dtype)
     defaults = parser.parse_args(["--ref-image=none", "--driving-video=none"])
     defaults.weights = options.weights.absolute()
-    resources = {"num_gpus": 1, "num_cpus": 1} if cluster.has_gpu else {"num_cpus": threads(cluster.workers)}
     serve_worker = serve.deployment(
         name="worker",
         num_replicas=cluster.workers,
         max_ongoing_requests=1,
-        ray_actor_options=resources,
+        ray_actor_options=cluster.resources,
         graceful_shutdown_timeout_s=0,  # what is under way is done again
     )(PreparedWorker)
     serve.start(proxy_location="Disabled")  # ours takes files of any size, and keeps what it has taken
-    worker = serve.run(serve_worker.bind(defaults, threads(cluster.workers)), name="personalive", route_prefix=None)
+    worker = serve.run(serve_worker.bind(defaults, cluster.threads), name="personalive", route_prefix=None)
     token, _ = load_tokens(state_folder() / "serve")
     service = Service(
         options.requests.absolute(),

@@ -97,7 +97,7 @@ def _make_in_turn(pieces: "Pieces") -> None:
 
 
 def _make_at_once(pieces: "Pieces") -> None:
-    from ..batch.cluster import connected, hiring, threads
+    from ..batch.cluster import connected, hiring
     from .worker import DRIVING, PORTRAIT, AnimateWorker, values_of
 
     with redirect_stdout(sys.stderr), connected(None, None, 1) as cluster, tqdm(unit="frame") as bar:
@@ -111,7 +111,7 @@ def _make_at_once(pieces: "Pieces") -> None:
         if options.motion:
             del shared["performance"]
         jobs = [replace(job, **shared) for job in pieces.jobs]
-        hire = partial(hiring(AnimateWorker, cluster), options, threads(cluster.workers))
+        hire = partial(hiring(AnimateWorker, cluster), options, cluster.threads)
         Batch(jobs, hire, cluster.workers, pieces.finished, watch).run()
 
 

@@ -39,7 +39,7 @@ class AnimateWorker:
 
     Args:
         options: Of any job; those of its networks count.
-        threads: To use on a CPU.
+        threads: For PyTorch to use on the CPU.
     """
 
     def __init__(self, options: argparse.Namespace, threads: int):

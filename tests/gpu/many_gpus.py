@@ -38,7 +38,7 @@ import ray
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[1])]
 
-from personalive_core.batch.cluster import Cluster, connected, hiring, threads
+from personalive_core.batch.cluster import Cluster, connected, hiring
 from personalive_core.batch.driver import Batch, Outcome, sentence
 from personalive_core.batch.jobs import Job
 from personalive_core.cli.batch import animate_parser, job_of
@@ -103,7 +103,7 @@ class Measurement:
         warm_up = {"driving-video": self._driving, "max-frames": WARM_UP, "keyframe-threshold": 0}
         hire = hiring(AnimateWorker, cluster)
         jobs = [self._job(f"warm {i}.mp4", **warm_up) for i in range(cluster.workers)]
-        self._workers = [hire(job.options, threads(cluster.workers)) for job in jobs]
+        self._workers = [hire(job.options, cluster.threads) for job in jobs]
         ray.get([worker.prepare.remote() for worker in self._workers])
         say(f"{cluster.workers} workers have loaded the networks")
         ray.get(self._workers[0].animate.remote(jobs[0], None, None))  # it compiles the kernels for all
