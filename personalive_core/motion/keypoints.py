@@ -133,7 +133,7 @@ def face_boxes(keypoints: Tensor) -> Tensor:
     """
     x, y = _dot_pixels(keypoints, BOX_GRID, BOX_GRID)
     center = torch.stack([x.mean(-1), y.mean(-1)], dim=-1)
-    side = 2 * 1.7 * (center[:, 1:] - y.min(-1, keepdim=True).values)
+    side = 2 * 1.7 * (center[:, 1:] - y.amin(-1, keepdim=True))  # `min` wakes all the CPU's threads: 3 ms with 16
     boxes = torch.cat([center - 0.475 * side, center + 0.525 * side], dim=-1)
     boxes = torch.where(boxes.isfinite().all(-1, keepdim=True), boxes, 0)
     return boxes.clamp(0, BOX_GRID - 1).long()
