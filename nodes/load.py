@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..personalive_core import memory
 from ..personalive_core.config import ModelConfig
 from ..personalive_core.errors import InputError
+from ..personalive_core.media.video_writer import check_pyav
 from ..personalive_core.networks.denoising_unet import DenoisingUNet
 from ..personalive_core.networks.fp8 import FP8
 from ..personalive_core.networks.motion_encoder import MotionEncoder
@@ -169,5 +170,6 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, weights: str, precision: str) -> io.NodeOutput:
+        check_pyav()  # now, and not when everything is sampled
         model = load_model(require(weights), precision)
         return io.NodeOutput(model, model.patchers["denoising_unet"])

@@ -26,7 +26,7 @@ from .pictures import fit_picture, read_animation, read_picture
 
 DEFAULT_FRAME_RATE = Fraction(25)  # frames per second of single pictures and of files that do not tell
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff")
-AT_A_TIME = 8  # frames that are decoded, as long as a file is not damaged
+AT_A_TIME = 8  # frames that are decoded together, as long as a file is not damaged
 UNSPECIFIED_MATRIX = 2
 SKIPPED = np.empty((0, 0, 3), np.uint8)
 

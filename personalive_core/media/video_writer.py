@@ -20,6 +20,7 @@ from ..errors import InputError
 from .audio import AudioCopier
 from .filters import conversion_graph
 
+OLDEST_PYAV = 15  # earlier ones set up an encoder where packets are copied, and then write none of their bytes
 AHEAD = 8  # frames that may wait for the encoder
 SEGMENT = 48  # frames to an encoder: each begins anew, so that a resumed run codes every frame as an unbroken one does
 SUFFIXES = (".mp4", ".mov", ".mkv")
@@ -30,6 +31,15 @@ FRAGMENTED = {
     "flush_packets": "1",
     "avoid_negative_ts": "disabled",  # else the times of every segment begin at zero
 }
+
+
+def check_pyav() -> None:
+    """Raises InputError if PyAV is too old for `VideoWriter`, and would make videos without pictures."""
+    if int(av.__version__.partition(".")[0]) < OLDEST_PYAV:
+        raise InputError(
+            f"PyAV {av.__version__} cannot write these videos: update it to {OLDEST_PYAV} or newer with  "
+            "pip install -U av  and start again."
+        )
 
 
 def partial_path(path: Path) -> Path:
@@ -129,13 +139,16 @@ class _Segment:
         encoder.colorspace = encoder.color_primaries = encoder.color_trc = BT709
 
     def encode(self, frame: av.VideoFrame | None) -> None:
-        """None is the end."""
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
         self._append()
-        if frame is None:
-            self._container.close()
-            self._append()
+
+    def end(self) -> None:
+        try:
+            self.encode(None)
+        finally:
+            self._container.close()  # before PyAV up to 17 does it, whose buffer may be gone then
+        self._append()
 
     def _append(self) -> None:
         """What is complete of the muxer's output, but only one header for the whole file."""
@@ -176,8 +189,8 @@ class VideoWriter:
         saved: Frames of the whole segments that are in the growing file; a run can be resumed there.
 
     Raises:
-        InputError: `path` cannot be written, another run is writing it, or `audio_from` cannot be read, before any
-            work; the disk is full, from `write` or `finish`.
+        InputError: `path` cannot be written, another run is writing it, `audio_from` cannot be read, or PyAV is too
+            old, before any work; the disk is full, from `write` or `finish`.
     """
 
     def __init__(
@@ -194,6 +207,7 @@ class VideoWriter:
         resumable: bool = False,
         resume_at: int = 0,
     ):
+        check_pyav()
         self.path = Path(path).absolute()
         if self.path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{path} cannot be written: the name must end in one of {', '.join(SUFFIXES)}.")
@@ -252,10 +266,10 @@ class VideoWriter:
             self._wait()
 
     def join(self, paths: Sequence[Path]) -> int:
-        """Make the video of finished ones, one after the other, in place of `write`: of such as a writer with these
-        settings made. They are not coded again, and must stay until `finish`.
+        """Make the video of finished ones, one after the other, in place of `write`.
 
-        Each is shown when the one before it ends.
+        They must come from a writer with these settings, and stay until `finish`. They are not coded again. Each is
+        shown when the one before it ends.
 
         Returns:
             How many frames they have.
@@ -296,7 +310,7 @@ class VideoWriter:
     def _end_segment(self) -> None:
         if self._segment is not None:
             segment, self._segment = self._segment, None
-            segment.encode(None)
+            segment.end()
             self.saved = self._encoded
 
     def _wait(self) -> None:

@@ -354,6 +354,13 @@ def test_a_disk_that_fills_up(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_pyav_that_writes_no_pictures_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "__version__", "14.4.0")
+    with pytest.raises(InputError, match=r"PyAV 14\.4\.0 cannot write .* pip install -U av"):
+        VideoWriter(tmp_path / "out.mp4", 64, 64, Fraction(25))
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_the_encoder_fails_with_comes_out_and_nothing_is_left(tmp_path, monkeypatch):
     def fail(self, pixels, time):
         raise MemoryError("no room for a frame")
