@@ -1,7 +1,6 @@
 """What runs on each GPU of `batch` and `serve`: `animate`, with networks that stay loaded."""
 
 import argparse
-import os
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -103,10 +102,6 @@ class AnimateWorker:
 
     def progress(self) -> tuple[int, int]:
         return self._made, self._of_job
-
-    def process(self) -> int:
-        """The process's number, for a look at it from outside."""
-        return os.getpid()
 
     def _pipeline(self, options: argparse.Namespace) -> Pipeline:
         """The networks of these options, and no others in memory."""

@@ -34,7 +34,7 @@ def test_pieces_at_once_and_in_turn(tmp_path, monkeypatch):
     in_turn = split(tmp_path / "in_turn.mp4", "cpu")
     monkeypatch.setattr(split_module, "torch", SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 2)))
     monkeypatch.setattr(cluster, "_cluster", lambda *_: cluster.Cluster(2, False, ""))
-    monkeypatch.setattr(cluster, "threads", lambda workers: 1)  # as here: more add up in another order
+    monkeypatch.setattr(cluster.Cluster, "threads", 1)  # as here: more add up in another order
     at_once = split(tmp_path / "at_once.mp4", "auto")  # which is the CPU, as Ray finds no GPU
     assert len(in_turn) == len(at_once) == 60
     assert np.array_equal(in_turn, at_once)

@@ -30,6 +30,13 @@ def run(folder, *jobs, workers=1, failure=""):
     return outcomes, [re.sub(r" \d+$", "", path.name) for path in calls]
 
 
+def test_workers_share_the_cores_and_need_one_beside_a_gpu(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert Cluster(3, False, "").resources == {"num_cpus": 2, "num_gpus": 0}
+    assert Cluster(16, False, "").resources == {"num_cpus": 1, "num_gpus": 0}
+    assert Cluster(2, True, "").resources == {"num_cpus": 1, "num_gpus": 1}
+
+
 def test_the_longest_goes_first_and_shared_work_is_done_once(tmp_path):
     shares = {"portrait": "p", "performance": "m"}
     outcomes, calls = run(
