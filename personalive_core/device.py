@@ -179,10 +179,7 @@ def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None)
 
 def to_pixels(pictures: np.ndarray, device: torch.device | str) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [0, 1] on the device, as the networks take it."""
-    is_cuda = torch.device(device).type == "cuda"  # then from pinned memory, so that the CPU need not wait
-    x = torch.empty(pictures.shape, dtype=torch.uint8, pin_memory=is_cuda)
-    np.copyto(x.numpy(), pictures)
-    return rearrange(x.to(device, non_blocking=is_cuda).float() / 255, "b h w c -> b c h w")
+    return rearrange(to_device(torch.tensor(pictures), torch.device(device)).float() / 255, "b h w c -> b c h w")
 
 
 def resize(x: Tensor, size: tuple[int, int], mode: str, **options: Any) -> Tensor:

@@ -24,8 +24,7 @@ class Cluster(NamedTuple):
 
     @property
     def threads(self) -> int:
-        """Of PyTorch in each worker. Beside a GPU there is little for the CPU to compute, and several threads wait for
-        each other longer than they take: with 16 the motion of a video took 1.65 s, with one 1.0 s."""
+        """PyTorch's, in each worker. Beside a GPU the CPU has little to compute, and more would only be waited for."""
         return 1 if self.has_gpu else max(1, (os.cpu_count() or 1) // self.workers)
 
     @property

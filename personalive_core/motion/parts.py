@@ -17,7 +17,7 @@ from .extraction import ExtractedChunk
 from .hold import Hold, thumbnails
 from .motion import Motion, MotionRecord, TensorRecord
 
-AT_A_TIME = 1024  # frames that are joined together, because each push has a cost of its own
+PUSH = 1024  # frames that `Hold` gets together, because each push has a cost of its own
 T = TypeVar("T")
 
 
@@ -71,7 +71,7 @@ def join_parts(parts: Sequence[dict[str, Tensor]]) -> Motion:
     places = owners.argsort(stable=True).argsort()  # of the video's frames in the parts, one after the other
     joined = {key: value[places] for key, value in joined.items()}
     motion, hold, record = Motion.of_tensors(joined), Hold(), MotionRecord()
-    for i in range(0, len(motion), AT_A_TIME):
-        record.append(hold.push(motion[i : i + AT_A_TIME], joined["thumbnails"][i : i + AT_A_TIME]))
+    for i in range(0, len(motion), PUSH):
+        record.append(hold.push(motion[i : i + PUSH], joined["thumbnails"][i : i + PUSH]))
     hold.finish()
     return record.motion()

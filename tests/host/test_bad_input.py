@@ -116,6 +116,18 @@ def test_a_prompt_without_a_valid_output_is_refused(host):
     assert run.prompt is None and run.node == "sample" and run.error_type == "value_smaller_than_min"
 
 
+def test_a_pyav_that_writes_no_pictures_is_said_before_anything_is_loaded(host):
+    def pretend(version: str) -> None:
+        succeed(host, {"set": node("TestPyAV", version=version), "show": node("PreviewAny", source=["set", 0])})
+
+    pretend("14.4.0")
+    try:
+        run = host.run(with_input("model", "precision", "bf16"))  # which no other test has loaded
+        assert run.node == "model" and run.error.startswith("PyAV 14.4.0 cannot write") and "install" in run.error
+    finally:
+        pretend("")
+
+
 def test_images_that_are_switched_off_fail_whoever_takes_them(host):
     """Also where the host has the video in its cache."""
     prompt = video() | {"pictures": node("PreviewImage", images=["assemble", 1])}

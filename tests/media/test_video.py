@@ -361,6 +361,23 @@ def test_a_pyav_that_writes_no_pictures_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("stop", [1, 2])  # when the pieces are looked at, and when they are copied
+def test_a_join_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch, stop):
+    """Part of a video must not take its name."""
+    pieces, opened = [write_clip(tmp_path / f"{i}.mp4", [Fraction(k, 25) for k in range(8)]) for i in range(3)], []
+
+    def interrupt(file, *arguments, real=av.open, **options):
+        opened.append(str(file))
+        if opened[-1] == str(pieces[1]) and opened.count(opened[-1]) == stop:
+            raise KeyboardInterrupt
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(av, "open", interrupt)
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "joined.mp4", 64, 48, Fraction(25)) as video:
+        video.join(pieces)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mp4", "1.mp4", "2.mp4"]
+
+
 def test_what_the_encoder_fails_with_comes_out_and_nothing_is_left(tmp_path, monkeypatch):
     def fail(self, pixels, time):
         raise MemoryError("no room for a frame")

@@ -5,6 +5,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import av
 import comfy.model_management
 import torch
 from aiohttp import web
@@ -82,6 +83,21 @@ class TestNoRoom:
 
         module.is_whole = fail
         return (model,)
+
+
+class TestPyAV:
+    """Has PyAV say that it is of this version; empty is the real one."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "pretend", ("STRING",)
+    real = av.__version__
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"version": ("STRING", {})}}
+
+    def pretend(self, version):
+        av.__version__ = version or self.real
+        return (av.__version__,)
 
 
 class TestAttention:
@@ -223,6 +239,7 @@ NODE_CLASS_MAPPINGS = {
     "TestFloatRate": TestFloatRate,
     "TestOutOfMemory": TestOutOfMemory,
     "TestNoRoom": TestNoRoom,
+    "TestPyAV": TestPyAV,
     "TestAttention": TestAttention,
     "TestConditioning": TestConditioning,
     "TestDecoders": TestDecoders,
